@@ -1,0 +1,54 @@
+# `make` lists the targets. Every one of them first makes .venv where it is missing or out of date.
+
+VENV ?= .venv
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+RUN ?= runs/aspect
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Constraints were tested with this Python only; another one resolves the ranges of pyproject.toml.
+CONSTRAINED := 3.11
+# Bytecode is written when a module is first imported: compiling everything at installation takes a minute more.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep test test-full check format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything in it (another Python: make setup PYTHON=python3.12 VENV=.venv312)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing into $(VENV): some minutes the first time"
+	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	if [ "$$version" = "$(CONSTRAINED)" ]; then constraints="-c constraints.txt"; fi; \
+	$(PIP_INSTALL) $$constraints -e '.[all,dev]'
+	@touch $@
+
+sweep: $(STAMP) ## Draw the aspect-ratio sweep with the built-in model and write its report
+	@$(BIN)/entscale sweep sweeps/aspect.yaml --out $(RUN)
+	@$(BIN)/entscale report $(RUN)
+
+test: $(STAMP) ## Run the tests, without the heavy ones
+	@$(BIN)/pytest -m "not full"
+
+test-full: $(STAMP) ## Run every test
+	@$(BIN)/pytest
+
+check: $(STAMP) ## The gate: formatting, lint, types, import direction, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory test
+
+format: $(STAMP) ## Format the code and mend what lint can mend
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv, caches and build products; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
