@@ -1,0 +1,26 @@
+"""Diffusion models at sizes that they were not trained at, by the scale of their self-attention, in JAX."""
+
+from .attention import EntropyScaledAttention, attention_entropy, dot_product_attention
+from .buckets import Bucket, token_counts
+from .errors import UserError
+from .pipeline import Output, TextToImage
+from .sampling import NoiseSchedule, sample
+from .scales import ScaleRule, Scaling, attention_scale
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bucket",
+    "EntropyScaledAttention",
+    "NoiseSchedule",
+    "Output",
+    "ScaleRule",
+    "Scaling",
+    "TextToImage",
+    "UserError",
+    "attention_entropy",
+    "attention_scale",
+    "dot_product_attention",
+    "sample",
+    "token_counts",
+]

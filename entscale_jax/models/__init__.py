@@ -1,0 +1,14 @@
+"""The models of Stable Diffusion in NNX, with diffusers' module names and channels last."""
+
+from .autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from .clip_text import CLIPTextConfig, CLIPTextModel
+from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
+
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "UNet2DConditionConfig",
+    "UNet2DConditionModel",
+]

@@ -1,0 +1,137 @@
+"""The text encoder of Stable Diffusion: CLIP's, of OpenAI (`quick_gelu`) or OpenCLIP (`gelu`)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ..attention import accumulator, merge_heads, split_heads
+from ..errors import UserError
+from .config import read_config
+from .layers import Layers, activation
+
+States = Float[Array, "B T D"]
+
+_FIXED: Mapping[str, tuple] = {"model_type": ("clip_text_model",)}
+# What transformers writes into every config, or what acts only in training, on the pooled output or on other heads.
+_INERT = frozenset(
+    """architectures attention_dropout dropout initializer_factor initializer_range projection_dim bos_token_id
+    eos_token_id pad_token_id transformers_version torch_dtype dtype output_attentions output_hidden_states return_dict
+    use_bfloat16 chunk_size_feed_forward id2label label2id problem_type is_encoder_decoder use_cache""".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPTextConfig:
+    """The fields of transformers' `CLIPTextConfig` that change the last hidden state, with its defaults."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        if self.hidden_act not in ("gelu", "quick_gelu"):
+            raise UserError(f"CLIPTextModel: hidden_act={self.hidden_act!r}: implemented are 'gelu' and 'quick_gelu'")
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "CLIPTextConfig":
+        """From transformers' config.json. Raises UserError naming every field that is not implemented."""
+        return read_config(cls, raw, model="CLIPTextModel", fixed=_FIXED, inert=_INERT)
+
+
+class CLIPTextModel(nnx.Module):
+    """Token ids to the last hidden state after its final norm, which is what the UNet attends to."""
+
+    def __init__(self, config: CLIPTextConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32):
+        make = Layers(rngs, dtype)
+        self.config = config
+        self.embeddings = CLIPTextEmbeddings(config, make)
+        self.encoder = CLIPEncoder(config, make)
+        self.final_layer_norm = make.layer_norm(config.hidden_size, config.layer_norm_eps)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> States:
+        """[B T] ids -> [B T D] states. Each position sees those up to itself."""
+        return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
+
+
+class CLIPTextEmbeddings(nnx.Module):
+    """Token and position, added."""
+
+    def __init__(self, config: CLIPTextConfig, make: Layers):
+        self.token_embedding = make.embed(config.vocab_size, config.hidden_size)
+        self.position_embedding = make.embed(config.max_position_embeddings, config.hidden_size)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> States:
+        """[B T] ids -> [B T D]."""
+        positions = self.position_embedding(jnp.arange(tokens.shape[1]))
+        return self.token_embedding(tokens) + positions[None]
+
+
+class CLIPEncoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: CLIPTextConfig, make: Layers):
+        self.layers = nnx.List(CLIPEncoderLayer(config, make) for _ in range(config.num_hidden_layers))
+
+    def __call__(self, hidden: States) -> States:
+        """[B T D] -> [B T D]."""
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+class CLIPEncoderLayer(nnx.Module):
+    """Causal self-attention and a feed-forward, each on a layer norm and added to its input."""
+
+    def __init__(self, config: CLIPTextConfig, make: Layers):
+        self.layer_norm1, self.layer_norm2 = (
+            make.layer_norm(config.hidden_size, config.layer_norm_eps) for _ in range(2)
+        )
+        self.self_attn = CLIPAttention(config, make)
+        self.mlp = CLIPMLP(config, make)
+
+    def __call__(self, hidden: States) -> States:
+        """[B T D] -> [B T D]."""
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class CLIPAttention(nnx.Module):
+    """Causal attention. Its scale stays `1 / sqrt(d)`: the paper leaves the text encoder alone."""
+
+    def __init__(self, config: CLIPTextConfig, make: Layers):
+        self.heads = config.num_attention_heads
+        size = config.hidden_size
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (make.linear(size, size) for _ in range(4))
+
+    def __call__(self, hidden: States) -> States:
+        """[B T D] -> [B T D]."""
+        query, key, value = (split_heads(to(hidden), self.heads) for to in (self.q_proj, self.k_proj, self.v_proj))
+        logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=accumulator(hidden.dtype))
+        past = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
+        logits = jnp.where(past, logits / math.sqrt(query.shape[-1]), -jnp.inf)
+        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+        return self.out_proj(merge_heads(jnp.einsum("BNTS,BSNH->BTNH", weights, value)))
+
+
+class CLIPMLP(nnx.Module):
+    """Two dense layers with the config's activation between them."""
+
+    def __init__(self, config: CLIPTextConfig, make: Layers):
+        self.hidden_act = config.hidden_act
+        self.fc1 = make.linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = make.linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, hidden: States) -> States:
+        """[B T D] -> [B T D]."""
+        return self.fc2(activation(self.hidden_act)(self.fc1(hidden)))

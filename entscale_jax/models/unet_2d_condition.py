@@ -1,0 +1,320 @@
+"""The text-conditioned UNet of Stable Diffusion 1.x and 2.x, whose self-attention layers know their level and its T."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ..attention import EntropyScaledAttention, Record
+from ..buckets import token_counts
+from ..errors import UserError
+from ..scales import Scaling
+from .config import per_level, read_config
+from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
+from .transformer import Context, Transformer2DModel
+
+Time = Float[Array, "batch features"]
+
+_FIXED: Mapping[str, tuple] = {
+    "center_input_sample": (False,),
+    "only_cross_attention": (False,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1,),
+    "act_fn": ("silu", "swish"),
+    "reverse_transformer_layers_per_block": (None,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "dual_cross_attention": (False,),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None,),
+    "addition_time_embed_dim": (None,),
+    "num_class_embeds": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1.0,),
+    "time_embedding_type": ("positional",),
+    "time_embedding_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "projection_class_embeddings_input_dim": (None,),
+    "attention_type": ("default",),
+    "class_embeddings_concat": (False,),
+    "mid_block_only_cross_attention": (None, False),
+    "cross_attention_norm": (None,),
+}
+# Logits are accumulated in float32 in any case, which is what upcast_attention asks for; the heads of an embedding
+# that is refused above have nothing to act on.
+_INERT = frozenset({"dropout", "upcast_attention", "addition_embed_type_num_heads"})
+_DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+_UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+_MID = ("UNetMidBlock2DCrossAttn", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet2DConditionConfig:
+    """The fields of diffusers' `UNet2DConditionModel` that Stable Diffusion 1.x and 2.x use, with its defaults."""
+
+    sample_size: int | tuple[int, int]
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    """The number of heads, in spite of its name, unless `num_attention_heads` is given: diffusers' historic meaning."""
+    num_attention_heads: int | tuple[int, ...] | None = None
+    use_linear_projection: bool = False
+
+    def __post_init__(self):
+        kinds = (("down_block_types", _DOWN), ("up_block_types", _UP))
+        for name, known in kinds:
+            for kind in per_level(getattr(self, name), self.levels, name=f"UNet2DConditionModel: {name}"):
+                if kind not in known:
+                    raise UserError(f"UNet2DConditionModel: {name} has {kind!r}: implemented are {', '.join(known)}")
+        if self.mid_block_type not in _MID:
+            raise UserError(f"UNet2DConditionModel: mid_block_type={self.mid_block_type!r}: implemented are {_MID}")
+        for name in ("layers_per_block", "cross_attention_dim"):
+            if not isinstance(getattr(self, name), int):
+                raise UserError(
+                    f"UNet2DConditionModel: {name}={getattr(self, name)!r}: only one whole number is implemented"
+                )
+        for features, heads in zip(self.block_out_channels, self.heads, strict=True):
+            if features % heads:
+                raise UserError(f"UNet2DConditionModel: {features} channels can't be shared by {heads} attention heads")
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "UNet2DConditionConfig":
+        """From diffusers' config.json. Raises UserError naming every field that is not implemented."""
+        if raw.get("sample_size") is None:
+            raise UserError("UNet2DConditionModel: sample_size is missing: the training size can't be known without it")
+        return read_config(cls, raw, model="UNet2DConditionModel", fixed=_FIXED, inert=_INERT)
+
+    @property
+    def levels(self) -> int:
+        """The number of resolutions, each half of the one before."""
+        return len(self.block_out_channels)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each level."""
+        heads = self.num_attention_heads if self.num_attention_heads is not None else self.attention_head_dim
+        return per_level(heads, self.levels, name="UNet2DConditionModel: attention_head_dim")
+
+    @property
+    def train_grid(self) -> tuple[int, int]:
+        """Latent cells (h, w) in training."""
+        return self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size, self.sample_size)
+
+    @property
+    def train_tokens(self) -> tuple[int, ...]:
+        """T of each level, finest first."""
+        return token_counts(self.train_grid, self.levels)
+
+
+class UNet2DConditionModel(nnx.Module):
+    """Predicts noise or velocity from noisy latents, a timestep and text states. Channels last; any grid works."""
+
+    def __init__(self, config: UNet2DConditionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32):
+        make = Layers(rngs, dtype)
+        widths = config.block_out_channels
+        self.config = config
+        self.conv_in = make.conv(config.in_channels, widths[0])
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], make)
+        self.down_blocks = nnx.List(DownBlock(config, level, make) for level in range(config.levels))
+        self.mid_block = None if config.mid_block_type is None else MidBlock(config, make)
+        self.up_blocks = nnx.List(UpBlock(config, level, make) for level in reversed(range(config.levels)))
+        self.conv_norm_out = make.group_norm(widths[0], config.norm_num_groups, config.norm_eps)
+        self.conv_out = make.conv(widths[0], config.out_channels)
+        for name, layer in self.attention_layers().items():
+            layer.layer = name
+
+    def attention_layers(self) -> dict[str, EntropyScaledAttention]:
+        """Every self-attention layer by its path, `down_blocks/0/attentions/0/transformer_blocks/0/attn1` for one."""
+        found = {}
+        for path, module in nnx.iter_modules(self):
+            if isinstance(module, EntropyScaledAttention):
+                found["/".join(map(str, path))] = module
+        return found
+
+    def __call__(
+        self,
+        latents: Images,
+        timesteps: Float[Array, "batch"],
+        context: Context,
+        rule: Scaling | None = None,
+        record: Record | None = None,
+    ) -> Mapped:
+        """The model's prediction.
+
+        Args:
+            latents: noisy latents, scaled as the schedule asks.
+            timesteps: one a picture, in the latents' dtype.
+            context: text states.
+            rule: the scale rule, static; None takes each layer's own (`entropy`).
+            record: gets the mean entropy [B N] of each self-attention layer while tracing.
+        """
+        frequencies = timestep_embedding(
+            timesteps, self.config.block_out_channels[0], self.config.flip_sin_to_cos, self.config.freq_shift
+        )
+        time = self.time_embedding(frequencies)
+        hidden = self.conv_in(latents)
+        skips = [hidden]
+        for block in self.down_blocks:
+            hidden, more = block(hidden, time, context, rule, record)
+            skips += more
+        if self.mid_block is not None:
+            hidden = self.mid_block(hidden, time, context, rule, record)
+        for block in self.up_blocks:
+            hidden = block(hidden, skips, time, context, rule, record)
+        return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
+
+    def with_train_grid(self, grid: tuple[int, int]) -> UNet2DConditionConfig:
+        """The config with another training grid (h, w) of latent cells."""
+        return dataclasses.replace(self.config, sample_size=grid)
+
+
+def timestep_embedding(
+    timesteps: Float[Array, "batch"], features: int, flip_sin_to_cos: bool, freq_shift: int
+) -> Float[Array, "batch features"]:
+    """Sines and cosines of the timesteps, in their dtype. Source: diffusers' `get_timestep_embedding`, max_period 10000."""
+    half = features // 2
+    exponents = -math.log(10000.0) * jnp.arange(half, dtype=timesteps.dtype) / (half - freq_shift)
+    angles = timesteps[:, None] * jnp.exp(exponents)[None, :]
+    parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, features % 2)))
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two dense layers on the sinusoids."""
+
+    def __init__(self, size_in: int, size_out: int, make: Layers):
+        self.linear_1 = make.linear(size_in, size_out)
+        self.linear_2 = make.linear(size_out, size_out)
+
+    def __call__(self, frequencies: Float[Array, "batch frequencies"]) -> Time:
+        """[batch size_in] -> [batch size_out]."""
+        return self.linear_2(nnx.silu(self.linear_1(frequencies)))
+
+
+class DownBlock(nnx.Module):
+    """diffusers' `DownBlock2D` and, with attention, `CrossAttnDownBlock2D`."""
+
+    def __init__(self, config: UNet2DConditionConfig, level: int, make: Layers):
+        size_in, size_out = config.block_out_channels[max(level - 1, 0)], config.block_out_channels[level]
+        count = config.layers_per_block
+        self.resnets = nnx.List(
+            _resnet(config, size_in if index == 0 else size_out, size_out, make) for index in range(count)
+        )
+        if _DOWN[config.down_block_types[level]]:
+            self.attentions = nnx.List(_transformer(config, level, make) for _ in range(count))
+        if level < config.levels - 1:
+            self.downsamplers = nnx.List([Downsample2D(size_out, 1, make)])
+
+    def __call__(
+        self, hidden: Images, time: Time, context: Context, rule: Scaling | None, record: Record | None
+    ) -> tuple[Mapped, list[Array]]:
+        """The output and all that the up-sampling side will want of this level."""
+        skips = []
+        for index, resnet in enumerate(self.resnets):
+            hidden = resnet(hidden, time)
+            if hasattr(self, "attentions"):
+                hidden = self.attentions[index](hidden, context, rule, record)
+            skips.append(hidden)
+        if hasattr(self, "downsamplers"):
+            hidden = self.downsamplers[0](hidden)
+            skips.append(hidden)
+        return hidden, skips
+
+
+class MidBlock(nnx.Module):
+    """diffusers' `UNetMidBlock2DCrossAttn` of one attention between two residual blocks, at the deepest level."""
+
+    def __init__(self, config: UNet2DConditionConfig, make: Layers):
+        features = config.block_out_channels[-1]
+        self.resnets = nnx.List(_resnet(config, features, features, make) for _ in range(2))
+        self.attentions = nnx.List([_transformer(config, config.levels - 1, make)])
+
+    def __call__(
+        self, hidden: Images, time: Time, context: Context, rule: Scaling | None, record: Record | None
+    ) -> Images:
+        """[batch height width channels], unchanged in shape."""
+        hidden = self.attentions[0](self.resnets[0](hidden, time), context, rule, record)
+        return self.resnets[1](hidden, time)
+
+
+class UpBlock(nnx.Module):
+    """diffusers' `UpBlock2D` and, with attention, `CrossAttnUpBlock2D`."""
+
+    def __init__(self, config: UNet2DConditionConfig, level: int, make: Layers):
+        widths = config.block_out_channels
+        size_out, count = widths[level], config.layers_per_block + 1
+        below, above = widths[min(level + 1, config.levels - 1)], widths[max(level - 1, 0)]
+        inputs = [below] + [size_out] * (count - 1)
+        skips = [size_out] * (count - 1) + [above]
+        self.resnets = nnx.List(
+            _resnet(config, size + skip, size_out, make) for size, skip in zip(inputs, skips, strict=True)
+        )
+        if _UP[config.up_block_types[config.levels - 1 - level]]:
+            self.attentions = nnx.List(_transformer(config, level, make) for _ in range(count))
+        if level > 0:
+            self.upsamplers = nnx.List([Upsample2D(size_out, make)])
+
+    def __call__(
+        self,
+        hidden: Images,
+        skips: list[Array],
+        time: Time,
+        context: Context,
+        rule: Scaling | None,
+        record: Record | None,
+    ) -> Mapped:
+        """Takes its skip connections from the end of `skips`, and up-samples to the size of the next one."""
+        for index, resnet in enumerate(self.resnets):
+            hidden = resnet(jnp.concatenate([hidden, skips.pop()], axis=-1), time)
+            if hasattr(self, "attentions"):
+                hidden = self.attentions[index](hidden, context, rule, record)
+        if hasattr(self, "upsamplers"):
+            hidden = self.upsamplers[0](hidden, skips[-1].shape[1:3])
+        return hidden
+
+
+def _resnet(config: UNet2DConditionConfig, size_in: int, size_out: int, make: Layers) -> ResnetBlock2D:
+    return ResnetBlock2D(
+        size_in,
+        size_out,
+        groups=config.norm_num_groups,
+        epsilon=config.norm_eps,
+        time_features=4 * config.block_out_channels[0],
+        make=make,
+    )
+
+
+def _transformer(config: UNet2DConditionConfig, level: int, make: Layers) -> Transformer2DModel:
+    depths = per_level(config.transformer_layers_per_block, config.levels, name="transformer_layers_per_block")
+    return Transformer2DModel(
+        config.block_out_channels[level],
+        config.cross_attention_dim,
+        config.heads[level],
+        depths[level],
+        linear=config.use_linear_projection,
+        groups=config.norm_num_groups,
+        train_tokens=config.train_tokens[level],
+        level=level,
+        make=make,
+    )

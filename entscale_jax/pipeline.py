@@ -1,0 +1,226 @@
+"""TextToImage: captions in, pictures out, at any size, with one compiled denoising program per bucket and rule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, UInt8
+
+from .attention import accumulator
+from .compilation import enable_cache
+from .errors import UserError
+from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .programs import Programs, Request
+from .scales import ScaleRule, Scaling
+from .weights.folder import ModelInfo, describe
+from .weights.tokenizer import Tokenizer
+from .weights.torch_format import load_parameters
+
+Rule = Scaling | ScaleRule | str | Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one call drew."""
+
+    images: UInt8[np.ndarray, "batch height width 3"] | None
+    """Pixels, or None with `decode=False`."""
+    latents: Float[np.ndarray, "batch h w c"]
+    """Before decoding, of the whole bucket: not cropped."""
+    entropy: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
+    """With `measure_entropy`: mean entropy in nats of each self-attention layer; with guidance of the caption's half."""
+
+
+class TextToImage:
+    """A Stable Diffusion model with its tokenizer. Make it with `from_pretrained`."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        text: CLIPTextModel,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        dtype: jnp.dtype | type = jnp.float32,
+    ):
+        self.info, self.unet, self.vae, self.text = info, unet, vae, text
+        self._tokenizer = tokenizer
+        # Latents are carried from step to step in float32 at least, whatever the models compute in.
+        self._latent_dtype = accumulator(dtype)
+        self.programs = Programs(text, unet, vae, info.schedule, self._latent_dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        dtype: jnp.dtype | type = jnp.float32,
+        train_size: tuple[int, int] | None = None,
+    ) -> "TextToImage":
+        """Opens a model.
+
+        Args:
+            model: a diffusers folder, a hub id, or `scenes`, the built-in model.
+            dtype: of weights and computation.
+            train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
+
+        Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
+        """
+        enable_cache()
+        info = describe(model, train_size=train_size)
+
+        def rngs() -> nnx.Rngs:
+            return nnx.Rngs(0)
+
+        return cls(
+            info,
+            Tokenizer(info.folder / "tokenizer", info.text.max_position_embeddings),
+            load_parameters(  # pyright: ignore[reportArgumentType]
+                lambda: CLIPTextModel(info.text, rngs=rngs(), dtype=dtype), info.weights_file("text_encoder"), dtype
+            ),
+            load_parameters(  # pyright: ignore[reportArgumentType]
+                lambda: UNet2DConditionModel(info.unet, rngs=rngs(), dtype=dtype), info.weights_file("unet"), dtype
+            ),
+            load_parameters(  # pyright: ignore[reportArgumentType]
+                lambda: AutoencoderKL(info.vae, rngs=rngs(), dtype=dtype), info.weights_file("vae"), dtype
+            ),
+            dtype,
+        )
+
+    @property
+    def layers(self) -> dict[str, tuple[int, int, int]]:
+        """Every self-attention layer: name -> (level, heads, head width)."""
+        return {
+            name: (layer.level, layer.heads, layer.head_dim) for name, layer in self.unet.attention_layers().items()
+        }
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        rule: Rule = ScaleRule.ENTROPY,
+        multiplier: float | Sequence[float] = 1.0,
+        steps: int = 50,
+        guidance: float | Sequence[float] = 7.5,
+        seed: int | Sequence[int] = 0,
+        negative_prompt: str = "",
+        latents: Float[np.ndarray, "batch h w c"] | Float[Array, "batch h w c"] | None = None,
+        decode: bool = True,
+        measure_entropy: bool = False,
+    ) -> Output:
+        """Draws one picture a caption.
+
+        Args:
+            prompts: captions.
+            height: pixels; the training size if not given. A size that the latent grid does not divide is drawn at the
+                next bucket up and cropped at its centre.
+            width: pixels, likewise.
+            rule: scale of self-attention: a rule's name, or what `Scaling.of` takes.
+            multiplier: of `1 / sqrt(d)`, for rule `fixed`: one number or one a level, finest first.
+            steps: of deterministic DDIM.
+            guidance: strength of classifier-free guidance, one or one a picture; 1 throughout draws without it.
+            seed: s gives picture i the seed s + i; a list gives one each.
+            negative_prompt: what guidance leads away from.
+            latents: the noise to start from, unit variance, channels last, instead of `seed`'s.
+            decode: False leaves out the pictures.
+            measure_entropy: fills `entropy`; the picture stays the same.
+
+        Raises UserError for an input that can't be drawn.
+        """
+        captions = _captions(prompts)
+        strength = _per_picture(guidance, len(captions), "guidance").astype(self._latent_dtype)
+        height, width = _size(self.info, height, width)
+        request = self._request(
+            len(captions), height, width, rule, multiplier, steps, bool(np.any(strength != 1)), measure_entropy
+        )
+        if latents is None:
+            noise = self.programs.noise(request, _seeds(seed, len(captions)))
+        else:
+            noise = self._given(request, latents)
+        context, unconditional = self._encode(captions), self._encode([negative_prompt] * len(captions))
+        final, entropy = self.programs.denoise(request, noise, context, unconditional, strength)
+        images = _crop(np.asarray(self.programs.decode(final)), height, width) if decode else None
+        measured = {name: np.asarray(value) for name, value in entropy.items()} if measure_entropy else None
+        return Output(images, np.asarray(final), measured)
+
+    def compile(
+        self,
+        *,
+        batch: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        rule: Rule = ScaleRule.ENTROPY,
+        multiplier: float | Sequence[float] = 1.0,
+        steps: int = 50,
+        guidance: float | Sequence[float] = 7.5,
+        decode: bool = True,
+        measure_entropy: bool = False,
+    ) -> None:
+        """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs."""
+        height, width = _size(self.info, height, width)
+        guided = bool(np.any(_per_picture(guidance, batch, "guidance") != 1))
+        request = self._request(batch, height, width, rule, multiplier, steps, guided, measure_entropy)
+        self.programs.compile(request, decode=decode)
+
+    def _request(self, batch, height, width, rule, multiplier, steps, guided, measure_entropy) -> Request:
+        multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier
+        scaling = Scaling.of(rule, multiplier)
+        scaling.check_levels(self.info.levels)
+        self.info.schedule.ddim(steps)  # raises for a step count that can't be
+        grid = self.info.bucket(height, width).latent(self.info.latent_factor)
+        return Request(grid, batch, scaling, steps, guided, measure_entropy)
+
+    def _encode(self, texts: list[str]) -> Float[np.ndarray, "batch text width"]:
+        """Text states, each text's computed once a call."""
+        ids = {text: self._tokenizer([text]) for text in dict.fromkeys(texts)}
+        states = {text: np.asarray(self.programs.encode(row))[0] for text, row in ids.items()}
+        return np.stack([states[text] for text in texts])
+
+    def _given(self, request: Request, latents: object) -> Float[Array, "batch h w c"]:
+        array = jnp.asarray(latents, self._latent_dtype)
+        wanted = (request.batch, *request.grid, self.info.vae.latent_channels)
+        if array.shape != wanted:
+            raise UserError(f"latents have shape {array.shape}: this size and these captions ask for {wanted}")
+        return array
+
+
+def _captions(prompts: str | Sequence[str]) -> list[str]:
+    captions = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not captions:
+        raise UserError("prompts is empty: give at least one caption")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise UserError(f"prompt {caption!r} is no text: give a string")
+    return captions
+
+
+def _size(info: ModelInfo, height: int | None, width: int | None) -> tuple[int, int]:
+    return info.train_size[0] if height is None else height, info.train_size[1] if width is None else width
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
+    seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise UserError(f"seed has {len(seeds)} values for {count} captions: give one number, or one a caption")
+    for value in seeds:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+            raise UserError(f"seed {value!r} is no whole number from 0 to 2^32 - 1")
+    return np.asarray(seeds, np.uint32)
+
+
+def _per_picture(value: float | Sequence[float], count: int, name: str) -> np.ndarray:
+    values = np.asarray(value, np.float64)
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != count) or not np.all(np.isfinite(values)):
+        raise UserError(f"{name} is {value!r}: give one finite number, or one for each of {count} captions")
+    return np.broadcast_to(values, (count,))
+
+
+def _crop(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    return images[:, top : top + height, left : left + width]

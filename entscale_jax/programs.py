@@ -1,0 +1,142 @@
+"""The compiled programs of one model: text, noise, denoising and decoding, each compiled once and kept by its shape."""
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int32, UInt8, UInt32
+
+from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .sampling import NoiseSchedule, denoise
+from .scales import Scaling
+
+Latents = Float[Array, "batch h w c"]
+Context = Float[Array | np.ndarray, "batch text width"]
+Entropies = dict[str, Float[Array, "steps batch heads"]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything static about a draw; two draws with equal requests run the same programs."""
+
+    grid: tuple[int, int]
+    """Latent cells (h, w)."""
+    batch: int
+    scaling: Scaling
+    steps: int
+    guided: bool
+    measure_entropy: bool
+
+
+class Programs:
+    """Compiles at first use and keeps what it compiled. Weights are arguments of every program, never part of one."""
+
+    def __init__(
+        self,
+        text: CLIPTextModel,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        schedule: NoiseSchedule,
+        latent_dtype: jnp.dtype,
+    ):
+        self._text_graph, self._text = nnx.split(text)
+        self._unet_graph, self._unet = nnx.split(unet)
+        self._vae_graph, self._vae = nnx.split(vae)
+        self._schedule, self._factor = schedule, vae.config.scaling_factor
+        self._channels = vae.config.latent_channels
+        self._states = jax.ShapeDtypeStruct(
+            (text.config.max_position_embeddings, text.config.hidden_size), text.embeddings.token_embedding.dtype
+        )
+        self._latent_dtype = latent_dtype
+        self._compiled: dict[Hashable, Callable] = {}
+        self.compile_seconds = 0.0
+        """Spent on tracing and compiling so far."""
+
+    def encode(self, tokens: Int32[np.ndarray, "1 text"]) -> Float[Array, "1 text width"]:
+        """Token ids of one caption to text states. One at a time, so that there is one text program for all batches."""
+
+        def encode_text(weights: nnx.State, tokens: Int32[Array, "1 text"]) -> Float[Array, "1 text width"]:
+            return nnx.merge(self._text_graph, weights)(tokens)
+
+        return self._program("text", encode_text, self._text, tokens)(self._text, tokens)
+
+    def noise(self, request: Request, seeds: UInt32[np.ndarray, "batch"]) -> Latents:
+        """Unit noise, each picture's from its own seed alone, by JAX's generator in float32."""
+        shape, dtype = (*request.grid, self._channels), self._latent_dtype
+
+        def draw_noise(seeds: UInt32[Array, "batch"]) -> Latents:
+            return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape, jnp.float32))(seeds).astype(
+                dtype
+            )
+
+        return self._program(("noise", len(seeds), shape), draw_noise, seeds)(seeds)
+
+    def denoise(
+        self,
+        request: Request,
+        latents: Latents,
+        context: Context,
+        unconditional: Context,
+        guidance: Float[np.ndarray, "batch"],
+    ) -> tuple[Latents, Entropies]:
+        """All steps, from noise to latents, and the entropies if the request asks for them."""
+        arguments = (latents, context, unconditional, guidance) if request.guided else (latents, context)
+        return self._denoising(request, *arguments)(self._unet, *arguments)
+
+    def decode(self, latents: Latents) -> UInt8[Array, "batch height width 3"]:
+        """Latents to pixels of the whole bucket."""
+        return self._decoding(latents)(self._vae, latents)
+
+    def compile(self, request: Request, *, decode: bool) -> None:
+        """Compiles what a draw of `request` runs, without running it."""
+        grid = (request.batch, *request.grid, self._channels)
+        latents = jax.ShapeDtypeStruct(grid, self._latent_dtype)
+        text = jax.ShapeDtypeStruct((request.batch, *self._states.shape), self._states.dtype)
+        guidance = jax.ShapeDtypeStruct((request.batch,), self._latent_dtype)
+        self.encode(np.zeros((1, self._states.shape[0]), np.int32))
+        self.noise(request, np.zeros(request.batch, np.uint32))
+        self._denoising(request, *((latents, text, text, guidance) if request.guided else (latents, text)))
+        if decode:
+            self._decoding(latents)
+
+    def _denoising(self, request: Request, *arguments: Any) -> Callable:
+        def denoise_latents(
+            weights: nnx.State,
+            latents: Latents,
+            context: Context,
+            unconditional: Context | None = None,
+            guidance: Float[Array, "batch"] | float = 1.0,
+        ) -> tuple[Latents, Entropies]:
+            return denoise(
+                nnx.merge(self._unet_graph, weights),
+                latents,
+                context,
+                schedule=self._schedule,
+                steps=request.steps,
+                rule=request.scaling,
+                unconditional=unconditional,
+                guidance=guidance,
+                measure_entropy=request.measure_entropy,
+            )
+
+        return self._program(("denoise", request), denoise_latents, self._unet, *arguments)
+
+    def _decoding(self, latents: Any) -> Callable:
+        def decode_latents(weights: nnx.State, latents: Latents) -> UInt8[Array, "batch height width 3"]:
+            scaled = (latents / self._factor).astype(jax.tree.leaves(weights)[0].dtype)
+            images = nnx.merge(self._vae_graph, weights).decode(scaled).astype(latents.dtype)
+            return jnp.round(jnp.clip(images / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+
+        return self._program(("decode", latents.shape), decode_latents, self._vae, latents)
+
+    def _program(self, key: Hashable, function: Callable, *arguments: Any) -> Callable:
+        if key not in self._compiled:
+            start = time.perf_counter()
+            self._compiled[key] = jax.jit(function).lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - start
+        return self._compiled[key]

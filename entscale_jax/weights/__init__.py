@@ -1,0 +1,1 @@
+"""Folders of PyTorch diffusers and transformers, read and written."""

@@ -1,0 +1,184 @@
+"""A model's folder as diffusers lays it out: where it is, what its configs say, and what of it is needed to draw."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..buckets import Bucket, token_counts
+from ..errors import UserError
+from ..models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from ..sampling import NoiseSchedule
+from ..scales import Scaling
+
+BUILT_IN = "scenes"
+_BUILT_IN_FOLDER = Path(__file__).parents[1] / "scenes" / "model"
+_WEIGHTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+_CONFIGS = {
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "text_encoder": "text_encoder/config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+}
+_PIPELINES = ("StableDiffusionPipeline",)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a folder's configs say. Made without loading weights and without touching a device."""
+
+    name: str
+    """As the user gave it."""
+    folder: Path
+    unet: UNet2DConditionConfig
+    vae: AutoencoderKLConfig
+    text: CLIPTextConfig
+    schedule: NoiseSchedule
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels along the side of one latent cell."""
+        return self.vae.factor
+
+    @property
+    def levels(self) -> int:
+        """Resolutions of the UNet."""
+        return self.unet.levels
+
+    @property
+    def train_grid(self) -> tuple[int, int]:
+        """Latent cells (h, w) in training."""
+        return self.unet.train_grid
+
+    @property
+    def train_size(self) -> tuple[int, int]:
+        """Pixels (height, width) in training."""
+        height, width = self.train_grid
+        return height * self.latent_factor, width * self.latent_factor
+
+    @property
+    def train_tokens(self) -> tuple[int, ...]:
+        """T of each level, finest first."""
+        return self.unet.train_tokens
+
+    def bucket(self, height: int, width: int) -> Bucket:
+        """The bucket that a size is drawn in. Raises UserError where it is too small for the model."""
+        Bucket(height, width).latent(self.latent_factor)
+        bucket = Bucket.covering(height, width, self.latent_factor)
+        self.tokens(bucket)
+        return bucket
+
+    def tokens(self, bucket: Bucket) -> tuple[int, ...]:
+        """N of each level, finest first."""
+        return token_counts(bucket.latent(self.latent_factor), self.levels)
+
+    def multipliers(self, bucket: Bucket, scaling: Scaling) -> tuple[float, ...]:
+        """By what `1 / sqrt(d)` is multiplied at each level, finest first."""
+        scaling.check_levels(self.levels)
+        counts = enumerate(zip(self.tokens(bucket), self.train_tokens, strict=True))
+        return tuple(scaling.multiplier_at(level, now, then) for level, (now, then) in counts)
+
+    def weights_file(self, part: str) -> Path:
+        """The safetensors of `unet`, `vae` or `text_encoder`. Raises UserError where there is none."""
+        file = self.folder / _WEIGHTS[part]
+        if not file.is_file():
+            raise UserError(
+                f"model {self.name!r}: {file} is missing; weights are read from one safetensors file a part"
+            )
+        return file
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over weights, configs and tokenizer: everything in the folder that a picture depends on."""
+        digest = hashlib.sha256()
+        files = [self.weights_file(part) for part in _WEIGHTS] + [self.folder / name for name in _CONFIGS.values()]
+        for file in files + sorted((self.folder / "tokenizer").glob("*")):
+            digest.update(file.relative_to(self.folder).as_posix().encode())
+            with file.open("rb") as stream:
+                while block := stream.read(2**22):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def describe(model: str | Path, *, train_size: tuple[int, int] | None = None) -> ModelInfo:
+    """What the configs of `model` say.
+
+    Args:
+        model: a diffusers folder, a hub id such as `org/name`, or `scenes`, the built-in model.
+        train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
+
+    Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
+    """
+    name, folder = str(model), _find(str(model))
+    kind = _read_json(folder / "model_index.json", name).get("_class_name")
+    if kind not in _PIPELINES:
+        raise UserError(f"model {name!r} is a {kind}: implemented is {', '.join(_PIPELINES)}")
+    raw = {part: _read_json(folder / file, name) for part, file in _CONFIGS.items()}
+    info = ModelInfo(
+        name,
+        folder,
+        UNet2DConditionConfig.from_json(raw["unet"]),
+        AutoencoderKLConfig.from_json(raw["vae"]),
+        CLIPTextConfig.from_json(raw["text_encoder"]),
+        NoiseSchedule.from_json(raw["scheduler"]),
+    )
+    if train_size is not None:
+        grid = Bucket.covering(*train_size, info.latent_factor).latent(info.latent_factor)
+        info = replace(info, unet=replace(info.unet, sample_size=grid))
+    _check_parts(info)
+    return info
+
+
+def _check_parts(info: ModelInfo) -> None:
+    """The parts must fit each other; what a single config can't say."""
+    if info.unet.in_channels != info.vae.latent_channels or info.unet.out_channels != info.unet.in_channels:
+        raise UserError(
+            f"model {info.name!r}: the UNet takes {info.unet.in_channels} channels and gives {info.unet.out_channels}, "
+            f"latents have {info.vae.latent_channels}: only plain text-to-image models are implemented"
+        )
+    if info.unet.cross_attention_dim != info.text.hidden_size:
+        raise UserError(
+            f"model {info.name!r}: the UNet attends to text states of width {info.unet.cross_attention_dim}, "
+            f"the text encoder gives {info.text.hidden_size}"
+        )
+    _ = info.train_tokens  # raises where the training grid is too small for the levels
+
+
+def _find(model: str) -> Path:
+    if model == BUILT_IN:
+        return _BUILT_IN_FOLDER
+    if Path(model).is_dir():
+        return Path(model)
+    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).parent.is_dir():
+        return _download(model)
+    raise UserError(f"model folder {model!r} does not exist: give a diffusers folder, a hub id, or {BUILT_IN!r}")
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["model_index.json", "tokenizer/*", *_WEIGHTS.values(), *_CONFIGS.values()]
+    try:
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model {model!r} is no folder here and can't be fetched from the hub: {reason}") from None
+
+
+def _read_json(file: Path, model: str) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"model {model!r}: {file} is missing; is this a diffusers folder?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {model!r}: {file} can't be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"model {model!r}: {file} holds no JSON object")
+    return content
