@@ -1,0 +1,1 @@
+"""What is measured on generated pictures; import the module that you need."""
