@@ -64,7 +64,7 @@ def attention_entropy(
 ) -> Float[Array, "B N T"]:
     """`-sum_j A_ij log A_ij` of every attention row, in nats, without holding more than a block of rows.
 
-    Computed as `log sum exp(l) - sum A l` with l the logits less their maximum. Source: the paper's Ent(A_i), section 3.
+    Computed as `log sum exp(l) - sum A l` with l the logits less their maximum. Source: the paper's Ent(A_i), Eq. 2.
     """
     check_scale(scale)
     if _choose(implementation, query, key) == "xla":
@@ -139,7 +139,7 @@ def merge_heads(hidden: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
 
 
 def check_scale(scale: object) -> None:
-    """Raises TypeError unless `scale` is a Python float: an array would be an input of the program, not its constant."""
+    """Raises TypeError unless `scale` is a Python float: an array would be an input of the program, no constant."""
     if type(scale) is not float:
         raise TypeError(
             f"scale is {scale!r} of type {type(scale).__name__}: give a Python float, computed before tracing by "

@@ -1,4 +1,4 @@
-"""From a size in pixels to the token counts of each level of a UNet, the two static numbers that the scale is made of."""
+"""From a size in pixels to the token counts of each level of a UNet, the static numbers that the scale is made of."""
 
 import re
 from dataclasses import dataclass

@@ -1,12 +1,14 @@
 """The command `entscale`: each subcommand reads its arguments and calls one function of the library."""
 
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, overload
 
 import typer
 from rich.console import Console
 
+from .buckets import parse_size
 from .errors import UserError
 
 app = typer.Typer(
@@ -51,6 +53,114 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+Model = Annotated[str, typer.Option(help="A diffusers folder, a hub id, or scenes, the built-in model.")]
+TrainSize = Annotated[
+    str | None,
+    typer.Option(help="WIDTHxHEIGHT in training, where the model's config does not say it right.", show_default=False),
+]
+
+
+@app.callback(invoke_without_command=True)
+def entscale(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Draw at sizes that a diffusion model was not trained at, by the scale of its self-attention."""
+    if version:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One caption or several.", metavar="CAPTION...")],
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the training size if not given.")] = None,
+    rule: Annotated[str, typer.Option(help="original, entropy (the paper's), or fixed with --multiplier.")] = "entropy",
+    multiplier: Annotated[
+        str, typer.Option(help="Of 1/sqrt(d), for rule fixed: a number, or one a level as 0.9,0.9,0.8,0.8.")
+    ] = "1",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Strength of guidance; 1 draws without it.")] = 7.5,
+    seed: Annotated[int, typer.Option(help="Picture i is drawn with seed + i.")] = 0,
+    negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    model: Model = "scenes",
+    train_size: TrainSize = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="PNG to write; of several pictures, out-0.png, out-1.png and so on.")
+    ] = Path("out.png"),
+) -> None:
+    """Draw captions and write PNG files whose text chunks say what made them."""
+    from .generate import Job, run
+
+    run(
+        Job(
+            prompts=tuple(prompts),
+            model=model,
+            size=_size(size),
+            train_size=_size(train_size),
+            rule=rule,
+            multiplier=_multiplier(multiplier),
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            out=out,
+        ),
+        Console(stderr=True),
+    )
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML with the sweep, such as sweeps/aspect.yaml.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME if not given.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be drawn, with an estimate.")] = False,
+    resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster; one on this machine if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Draw every size, method, caption and seed of a YAML file, and go on where it was left."""
+    from .sweep import run_sweep
+
+    code = run_sweep(file, out=out, dry_run=dry_run, resume=resume, retry_failed=retry_failed, address=address)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.")]) -> None:
+    """Write a run's report, one self-contained HTML file."""
+    from .reports import write_report
+
+    Console().print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def parity(
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")],
+    model: Model = "scenes",
+    steps: Annotated[int | None, typer.Option(help="Compare a run of DDIM of so many steps, too.")] = None,
+    rules: Annotated[str, typer.Option(help="Rules to compare under, with commas.")] = "original,entropy",
+    float64: Annotated[bool, typer.Option("--float64", help="Compute both sides in float64.")] = False,
+    train_size: TrainSize = None,
+) -> None:
+    """Compare a model in PyTorch diffusers and here, module by module; exit code 1 where a bound is missed."""
+    from .parity import compare, exit_status, print_table
+
+    width_height = _size(size)
+    with Console(stderr=True).status("comparing"):
+        rows = compare(
+            model,
+            size=(width_height[1], width_height[0]),
+            rules=[name.strip() for name in rules.split(",") if name.strip()],
+            steps=steps,
+            float64=float64,
+            train_size=_size(train_size),
+        )
+    print_table(rows)
+    raise typer.Exit(exit_status(rows))
+
+
 @train_app.command("scenes")
 def train_scenes(
     out: Annotated[Path, typer.Option(help="Diffusers folder to write, replaced as training goes on.")] = Path(
@@ -61,11 +171,33 @@ def train_scenes(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
 ) -> None:
     """Train the built-in model: an autoencoder, then a UNet with its text encoder. Takes hours on two cores."""
+    # One device a core: XLA runs many small operations of a training step on one core each.
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
     from .scenes.train import train_scenes
 
     console = Console()
     train_scenes(checkpoints, out, steps=steps, resume=resume, say=console.print)
     console.print(f"wrote {out}")
+
+
+@overload
+def _size(text: str) -> tuple[int, int]: ...
+@overload
+def _size(text: str | None) -> tuple[int, int] | None: ...
+def _size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) from WIDTHxHEIGHT."""
+    if text is None:
+        return None
+    width, height = parse_size(text)
+    return height, width
+
+
+def _multiplier(text: str) -> float | tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--multiplier {text!r} is no number: write 0.8, or one a level as 0.9,0.9,0.8,0.8") from None
+    return values[0] if len(values) == 1 else values
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/entscale_jax/xla`, or the same under `~/.cache`. Programs found there are run: keep it private."""
+    """`$XDG_CACHE_HOME/entscale_jax/xla`, or the same under `~/.cache`. Programs found there are run."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "entscale_jax" / "xla"
 

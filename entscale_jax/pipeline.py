@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -32,7 +31,7 @@ class Output:
     latents: Float[np.ndarray, "batch h w c"]
     """Before decoding, of the whole bucket: not cropped."""
     entropy: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
-    """With `measure_entropy`: mean entropy in nats of each self-attention layer; with guidance of the caption's half."""
+    """With `measure_entropy`: mean entropy in nats of each self-attention layer; with guidance the caption's half."""
 
 
 class TextToImage:

@@ -12,11 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from .sampling import NoiseSchedule, denoise
+from .sampling import Context, Latents, NoiseSchedule, denoise
 from .scales import Scaling
 
-Latents = Float[Array, "batch h w c"]
-Context = Float[Array | np.ndarray, "batch text width"]
 Entropies = dict[str, Float[Array, "steps batch heads"]]
 
 
@@ -80,8 +78,8 @@ class Programs:
         self,
         request: Request,
         latents: Latents,
-        context: Context,
-        unconditional: Context,
+        context: Float[np.ndarray, "batch text width"],
+        unconditional: Float[np.ndarray, "batch text width"],
         guidance: Float[np.ndarray, "batch"],
     ) -> tuple[Latents, Entropies]:
         """All steps, from noise to latents, and the entropies if the request asks for them."""

@@ -1,8 +1,8 @@
 """The rule of the paper: static token counts in, one Python float out, the scale of self-attention.
 
-Notation (Jin et al., "Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis", NeurIPS 2023):
-N is `tokens`, the tokens a layer attends over now; T is `train_tokens`, those it attended over in training;
-d is `head_dim`; lambda is the scale, `sqrt(log_T N / d)` (Eq. 7), where a model was trained with `1 / sqrt(d)`.
+Notation, that of Jin et al., "Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis",
+NeurIPS 2023: N is `tokens`, the tokens a layer attends over now; T is `train_tokens`, those of training; d is
+`head_dim` and lambda the scale, `sqrt(log_T N / d)` (Eq. 7), in place of the `1 / sqrt(d)` of training.
 """
 
 import math
@@ -69,7 +69,7 @@ def attention_scale(
 
 @dataclass(frozen=True)
 class Scaling:
-    """A rule with its multiplier: what a method of a sweep, or an argument `rule=`, resolves to. Hashable, so static."""
+    """A rule with its multiplier: what a sweep's method, or an argument `rule=`, resolves to. Hashable, so static."""
 
     rule: ScaleRule = ScaleRule.ENTROPY
     multiplier: float | tuple[float, ...] = 1.0
@@ -80,7 +80,7 @@ class Scaling:
         object.__setattr__(self, "multiplier", _multiplier(self.multiplier))
         if self.rule is not ScaleRule.FIXED and self.multiplier != 1.0:
             raise UserError(
-                f"rule {self.rule.value!r} takes no multiplier, got {self.multiplier!r}: use rule 'fixed' or leave it out"
+                f"rule {self.rule.value!r} takes no multiplier, got {self.multiplier!r}: use 'fixed' or leave it out"
             )
 
     @classmethod
@@ -107,7 +107,7 @@ class Scaling:
         """Raises UserError where multipliers were given one a level and their count is not `levels`."""
         if isinstance(self.multiplier, tuple) and len(self.multiplier) != levels:
             raise UserError(
-                f"multiplier has {len(self.multiplier)} values and the model {levels} levels: give one number or {levels}"
+                f"multiplier has {len(self.multiplier)} values and the model {levels} levels: give one or {levels}"
             )
 
     def multiplier_at(self, level: int, tokens: int, train_tokens: int) -> float:
@@ -133,7 +133,7 @@ def _check_tokens(tokens: int, train_tokens: int) -> None:
         raise UserError(f"tokens is {tokens!r}: give the number of tokens at this size, a whole number above 0")
     if not _is_count(train_tokens) or train_tokens < 2:
         raise UserError(
-            f"train_tokens is {train_tokens!r}: log_T needs 2 or more; check the model's sample_size or give train_size="
+            f"train_tokens is {train_tokens!r}: log_T needs 2 or more; check sample_size or give train_size="
         )
 
 

@@ -6,6 +6,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
+from tiny_model import write_tiny_model
+
+from entscale_jax import TextToImage
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A small untrained model: two levels, trained (were it trained) at 32x32 pixels with 4 to a latent cell."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """That model, opened."""
+    return TextToImage.from_pretrained(tiny_folder)

@@ -65,7 +65,10 @@ def test_labels_tell_methods_apart():
         (lambda: attention_scale(0, 10, 4), r"tokens is 0: .*above 0"),
         (lambda: attention_scale(-3, 10, 4), r"tokens is -3"),
         (lambda: attention_scale(10, 10, 0), r"head_dim is 0"),
-        (lambda: attention_scale(10, 10, 4, rule="entrpy"), r"unknown rule 'entrpy': use one of original, entropy, fixed"),
+        (
+            lambda: attention_scale(10, 10, 4, rule="entrpy"),
+            r"unknown rule 'entrpy': use one of original, entropy, fixed",
+        ),
         (lambda: attention_scale(10, 10, 4, multiplier=0.9), r"takes no multiplier"),
         (lambda: attention_scale(10, 10, 4, rule="fixed", multiplier=-1.0), r"multiplier is -1.0"),
         (lambda: attention_scale(10, 10, 4, train_entropy=0.5), r"train_entropy is 0.5"),

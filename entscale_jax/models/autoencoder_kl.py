@@ -60,7 +60,7 @@ class AutoencoderKLConfig:
 
 
 class AutoencoderKL(nnx.Module):
-    """Encodes [batch height width 3] in [-1, 1] to the moments of latents, and decodes latents. Latents are unscaled."""
+    """Encodes [batch height width 3] in [-1, 1] to the moments of latents, and decodes latents, unscaled."""
 
     def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32):
         make = Layers(rngs, dtype)
@@ -181,7 +181,7 @@ class UNetMidBlock2D(nnx.Module):
 
 
 class PixelAttention(nnx.Module):
-    """Attention of one head over all cells, with biases. Its scale stays `1 / sqrt(d)`: the paper leaves the VAE alone."""
+    """Attention of one head over all cells, with biases. Its scale stays `1 / sqrt(d)`, as in the paper."""
 
     def __init__(self, features: int, groups: int, make: Layers):
         self.group_norm = make.group_norm(features, groups, _EPSILON)

@@ -20,9 +20,30 @@ States = Float[Array, "B T D"]
 _FIXED: Mapping[str, tuple] = {"model_type": ("clip_text_model",)}
 # What transformers writes into every config, or what acts only in training, on the pooled output or on other heads.
 _INERT = frozenset(
-    """architectures attention_dropout dropout initializer_factor initializer_range projection_dim bos_token_id
-    eos_token_id pad_token_id transformers_version torch_dtype dtype output_attentions output_hidden_states return_dict
-    use_bfloat16 chunk_size_feed_forward id2label label2id problem_type is_encoder_decoder use_cache""".split()
+    {
+        "architectures",
+        "attention_dropout",
+        "dropout",
+        "initializer_factor",
+        "initializer_range",
+        "projection_dim",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "use_bfloat16",
+        "chunk_size_feed_forward",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "is_encoder_decoder",
+        "use_cache",
+    }
 )
 
 

@@ -98,7 +98,7 @@ class Upsample2D(nnx.Module):
     def __call__(self, hidden: Images, size: tuple[int, int] | None = None) -> Mapped:
         """To `size` (height, width), which is twice the input's or one less; None doubles.
 
-        Cutting equals PyTorch's nearest interpolation to an odd size: floor(i n / (2n - 1)) = floor(i / 2) for i < 2n - 1.
+        Cutting equals PyTorch's nearest interpolation to an odd size: floor(i n / (2n - 1)) = floor(i / 2), i < 2n - 1.
         """
         hidden = jnp.repeat(jnp.repeat(hidden, 2, axis=1), 2, axis=2)
         if size is not None:

@@ -22,7 +22,7 @@ Context = Float[Array, "B S C"]
 
 
 class CrossAttention(nnx.Module):
-    """Attention from image tokens to text tokens. Its scale stays `1 / sqrt(d)`: the paper changes self-attention only."""
+    """Attention from image tokens to text tokens. Its scale stays `1 / sqrt(d)`, as in the paper."""
 
     def __init__(self, features: int, context_features: int, heads: int, head_dim: int, make: Layers):
         self.heads, self.head_dim = heads, head_dim
@@ -127,7 +127,7 @@ class Transformer2DModel(nnx.Module):
     def __call__(self, hidden: Images, context: Context, rule: Scaling | None, record: Record | None) -> Images:
         """[batch height width channels], unchanged in shape."""
         residual, shape = hidden, hidden.shape
-        # A 1x1 convolution and a dense layer are one operation on channels-last arrays; they differ in their weights' layout.
+        # A 1x1 convolution and a dense layer are one operation here; they differ in their weights' layout.
         tokens = self.proj_in(self.norm(hidden)).reshape(shape[0], shape[1] * shape[2], shape[3])
         for block in self.transformer_blocks:
             tokens = block(tokens, context, rule, record)

@@ -1,6 +1,5 @@
 """The text-conditioned UNet of Stable Diffusion 1.x and 2.x, whose self-attention layers know their level and its T."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -184,15 +183,11 @@ class UNet2DConditionModel(nnx.Module):
             hidden = block(hidden, skips, time, context, rule, record)
         return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
 
-    def with_train_grid(self, grid: tuple[int, int]) -> UNet2DConditionConfig:
-        """The config with another training grid (h, w) of latent cells."""
-        return dataclasses.replace(self.config, sample_size=grid)
-
 
 def timestep_embedding(
     timesteps: Float[Array, "batch"], features: int, flip_sin_to_cos: bool, freq_shift: int
 ) -> Float[Array, "batch features"]:
-    """Sines and cosines of the timesteps, in their dtype. Source: diffusers' `get_timestep_embedding`, max_period 10000."""
+    """Sines and cosines of the timesteps, in their dtype. Source: diffusers' `get_timestep_embedding`."""
     half = features // 2
     exponents = -math.log(10000.0) * jnp.arange(half, dtype=timesteps.dtype) / (half - freq_shift)
     angles = timesteps[:, None] * jnp.exp(exponents)[None, :]

@@ -1,6 +1,7 @@
 """From noise to latents: noise schedules, one function per step rule, and the scan that runs them."""
 
-from .sample import denoise, sample
+from .ddim import Latents
+from .sample import Context, denoise, sample
 from .schedule import NoiseSchedule, StepTable
 
-__all__ = ["NoiseSchedule", "StepTable", "denoise", "sample"]
+__all__ = ["Context", "Latents", "NoiseSchedule", "StepTable", "denoise", "sample"]

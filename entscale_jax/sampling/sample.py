@@ -11,7 +11,7 @@ from ..scales import ScaleRule, Scaling
 from .ddim import Latents, ddim_step
 from .schedule import NoiseSchedule
 
-Context = Float[Array, "batch text width"]
+Context = Float[Array, "batch text features"]
 Entropies = dict[str, Float[Array, "steps batch heads"]]
 
 
@@ -72,9 +72,9 @@ def denoise(
     text = context if unconditional is None else jnp.concatenate([unconditional, context])
     strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))[:, None, None, None]
 
-    def step(latents: Latents, row: tuple) -> tuple[Latents, Entropies]:
+    def step(latents: Latents, row: tuple) -> tuple[Latents, dict[str, Float[Array, "batch heads"]]]:
         timestep, alpha, next_alpha = row
-        entropies: Entropies = {}
+        entropies: dict[str, Float[Array, "batch heads"]] = {}
 
         def record(layer: str, entropy: Float[Array, "both heads"]) -> None:
             entropies[layer] = entropy[-count:]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,10 @@ class NoiseSchedule:
         if raw.get("thresholding"):
             raise UserError("scheduler: thresholding=True is not implemented: it is for models that draw pixels")
         known = {field.name for field in fields(cls)}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        values: dict[str, Any] = {name: value for name, value in raw.items() if name in known}
+        if isinstance(values.get("trained_betas"), list):
+            values["trained_betas"] = tuple(values["trained_betas"])
+        return cls(**values)
 
     def alphas_cumprod(self) -> Float32[np.ndarray, "num_train_timesteps"]:
         """Alpha-bar of each training timestep, in float32 as in diffusers, so that both carry the same rounding."""
@@ -98,9 +101,7 @@ class NoiseSchedule:
         if self.beta_schedule == "scaled_linear":
             return np.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=np.float32) ** 2
         shares = [_cosine_share(step / count) for step in range(count + 1)]
-        return np.asarray(
-            [min(1 - after / before, 0.999) for before, after in zip(shares, shares[1:], strict=False)], np.float32
-        )
+        return np.asarray([min(1 - after / before, 0.999) for before, after in pairwise(shares)], np.float32)
 
 
 def _cosine_share(time: float) -> float:

@@ -59,10 +59,11 @@ def train_diffusion(
         alpha = alphas[timesteps][:, None, None, None]
         noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
         velocity = jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
-        output = model.unet(noisy, timesteps.astype(jnp.float32), model.text(batch["tokens"]), Scaling(ScaleRule.ORIGINAL))
+        context = model.text(batch["tokens"])
+        output = model.unet(noisy, timesteps.astype(jnp.float32), context, Scaling(ScaleRule.ORIGINAL))
         return jnp.mean((output - velocity) ** 2)
 
-    def batches(step: int) -> dict[str, Array]:
+    def batches(step: int) -> dict[str, Array | np.ndarray]:
         rng = np.random.default_rng((stage.seed, step))
         captions = sample_captions(rng, stage.batch)
         images = to_unit(draw_batch(captions, rng, height=SIZE, width=SIZE))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from rich.progress import Progress
 
@@ -32,7 +33,7 @@ def train(
     folder: Path,
     resume: bool,
     name: str,
-    save_every: int = 250,
+    save_every: int = 500,
     watch: Watch | None = None,
 ) -> Parameters:
     """Trains `parameters` and returns their moving average.
@@ -55,15 +56,15 @@ def train(
     with ocp.CheckpointManager(folder.absolute(), options=options) as manager:
         if resume and manager.latest_step() is not None:
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))  # pyright: ignore[reportArgumentType]
-        # Restored arrays are bound to their device and new ones are not: a mixture would compile `update` twice.
-        state = jax.device_put(state, jax.devices()[0])
+        mesh = _mesh(stage.batch)
+        state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
         first = int(state["step"])
-        update = _update(loss, optimizer, stage)
+        update = _update(loss, optimizer, stage, mesh)
         with Progress(transient=True) as progress:
             bar = progress.add_task(name, total=stage.steps, completed=first)
             start, losses = time.perf_counter(), []
             for step, batch in _ahead(batches, first, stage.steps):
-                state, value = update(state, batch)
+                state, value = update(state, jax.device_put(batch, NamedSharding(mesh, PartitionSpec("batch"))))
                 losses.append(value)
                 progress.advance(bar)
                 if (step + 1) % save_every == 0 or step + 1 == stage.steps:
@@ -89,12 +90,25 @@ def _optimizer(stage: Stage) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(stage.gradient_norm), optax.adam(rate, b2=0.99))
 
 
-def _update(loss: Loss, optimizer: optax.GradientTransformation, stage: Stage) -> Callable:
+def _mesh(batch: int) -> Mesh:
+    """As many devices as share the batch evenly. On a CPU, XLA_FLAGS can make one of each core."""
+    count = max(count for count in range(1, len(jax.devices()) + 1) if batch % count == 0)
+    return jax.make_mesh((count,), ("batch",), devices=jax.devices()[:count])
+
+
+def _update(loss: Loss, optimizer: optax.GradientTransformation, stage: Stage, mesh: Mesh) -> Callable:
+    def share(parameters: Parameters, batch: Batch, key: jax.Array) -> tuple[Float[Array, ""], Parameters]:
+        key = jax.random.fold_in(key, jax.lax.axis_index("batch"))
+        return jax.lax.pmean(jax.value_and_grad(loss)(parameters, batch, key), "batch")
+
+    whole, split = PartitionSpec(), PartitionSpec("batch")
+    gradient = jax.shard_map(share, mesh=mesh, in_specs=(whole, split, whole), out_specs=whole, check_vma=False)
+
     @partial(jax.jit, donate_argnums=0)
     def update(state: dict, batch: Batch) -> tuple[dict, Float[Array, ""]]:
         key = jax.random.fold_in(jax.random.key(stage.seed), state["step"])
-        value, gradient = jax.value_and_grad(loss)(state["parameters"], batch, key)
-        changes, moments = optimizer.update(gradient, state["optimizer"], state["parameters"])
+        value, slope = gradient(state["parameters"], batch, key)
+        changes, moments = optimizer.update(slope, state["optimizer"], state["parameters"])
         parameters = optax.apply_updates(state["parameters"], changes)
         # Early averages would remember the random start: the decay grows with the step.
         decay = jnp.minimum(stage.ema, (1.0 + state["step"]) / (10.0 + state["step"]))

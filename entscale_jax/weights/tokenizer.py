@@ -40,4 +40,3 @@ class Tokenizer:
         # Only a full row can have been cut; a caption of exactly this length is looked at once more.
         if row[-2] != self._tokenizer.pad_token_id and len(self._tokenizer(caption)["input_ids"]) > self.length:
             warnings.warn(f"the text encoder reads {self.length} tokens, the rest is cut: {caption!r}", stacklevel=4)
-

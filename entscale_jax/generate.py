@@ -1,0 +1,92 @@
+"""What `entscale generate` does: draws captions and writes each picture with the record of what made it."""
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from .errors import UserError
+from .pipeline import TextToImage
+from .png import png_bytes
+from .scales import Scaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One call of the command. Sizes are (height, width) in pixels."""
+
+    prompts: tuple[str, ...]
+    model: str
+    size: tuple[int, int] | None
+    train_size: tuple[int, int] | None
+    rule: str
+    multiplier: float | tuple[float, ...]
+    steps: int
+    guidance: float
+    seed: int
+    negative_prompt: str
+    out: Path
+
+
+def run(job: Job, console: Console) -> list[Path]:
+    """Draws the job, writes its files and returns their paths. Nothing is written where something is wrong."""
+    files = _files(job.out, len(job.prompts))
+    with console.status(f"opening {job.model}") as status:
+        pipe = TextToImage.from_pretrained(job.model, train_size=job.train_size)
+        height, width = job.size or pipe.info.train_size
+        scaling = Scaling.of(job.rule, job.multiplier)
+        static = {"height": height, "width": width, "rule": scaling, "steps": job.steps, "guidance": job.guidance}
+        status.update(f"compiling for {width}x{height}")
+        pipe.compile(batch=len(job.prompts), **static)
+        status.update(f"drawing {len(job.prompts)} of {width}x{height}")
+        out = pipe(job.prompts, seed=job.seed, negative_prompt=job.negative_prompt, **static)
+    bucket = pipe.info.bucket(height, width)
+    multipliers = ", ".join(f"{value:.3f}" for value in pipe.info.multipliers(bucket, scaling))
+    for index, (file, image) in enumerate(zip(files, np.asarray(out.images), strict=True)):
+        _write(file, png_bytes(image, _record(job, pipe, scaling, index, f"{width}x{height}")))
+        console.print(f"{file}: {width}x{height}, multipliers {multipliers}", soft_wrap=True, highlight=False)
+    return files
+
+
+def _files(out: Path, count: int) -> list[Path]:
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out {out} is no .png file: pictures are written as PNG")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: folder {out.parent} does not exist or can't be written")
+    if count == 1:
+        return [out]
+    return [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(count)]
+
+
+def _record(job: Job, pipe: TextToImage, scaling: Scaling, index: int, size: str) -> dict[str, str]:
+    return {
+        "model": job.model,
+        "weights": pipe.info.weights_hash,
+        "caption": job.prompts[index],
+        "negative_prompt": job.negative_prompt,
+        "seed": str(job.seed + index),
+        "rule": scaling.label,
+        "size": size,
+        "sampler": json.dumps({"name": "ddim", "steps": job.steps, "guidance": job.guidance}),
+        "versions": json.dumps({name: _version(name) for name in ("entscale-jax", "jax", "flax")}),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _write(file: Path, content: bytes) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"{file} can't be written: {error.strerror or error}") from None

@@ -1,0 +1,196 @@
+"""Every kind of bad input to the command: one line on standard error, exit code 2, nothing left behind."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from entscale_jax import cli
+from entscale_jax.png import read_text
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+SWEEP = {
+    "name": "bad",
+    "model": "MODEL",
+    "sizes": ["32x32"],
+    "methods": ["original"],
+    "prompts": ["a red circle"],
+    "sampler": {"name": "ddim", "steps": 2, "guidance": 1.0},
+}
+
+
+@pytest.fixture
+def entscale(monkeypatch, capsys):
+    """Runs the command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["entscale", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def broken(tiny_folder, tmp_path):
+    """A copy of the tiny model, to be spoilt."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def refused(result: tuple[int, str, str], *said: str) -> None:
+    code, _, error = result
+    assert code == 2, error
+    assert len(error.strip().splitlines()) == 1, error
+    assert error.startswith("entscale: ")
+    for part in said:
+        assert part in error
+
+
+def test_generate_writes_a_picture_that_says_what_made_it(entscale, tiny_folder, tmp_path):
+    file = tmp_path / "out.png"
+    options = ("--model", tiny_folder, "--size", "30x22", "--steps", 2, "--rule", "fixed", "--multiplier", "0.9,0.8")
+    code, _, _ = entscale("generate", "a red circle", *options, "--seed", 5, "-o", file)
+    assert code == 0
+    assert np.asarray(Image.open(file)).shape == (22, 30, 3)
+    record = read_text(file)
+    wanted = {
+        "caption": "a red circle",
+        "seed": "5",
+        "rule": "fixed:0.9,0.8",
+        "size": "30x22",
+        "model": str(tiny_folder),
+    }
+    assert wanted.items() <= record.items()
+    assert json.loads(record["sampler"]) == {"name": "ddim", "steps": 2, "guidance": 7.5}
+    assert json.loads(record["versions"])["jax"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_several_captions_are_numbered(entscale, tiny_folder, tmp_path):
+    options = ("--model", tiny_folder, "--size", "16x16", "--steps", 1, "-o", tmp_path / "pair.png")
+    assert entscale("generate", "a red circle", "a blue square", *options)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pair-0.png", "pair-1.png"]
+
+
+@pytest.mark.parametrize("command", [(), ("generate",), ("sweep",), ("report",), ("parity",), ("train", "scenes")])
+def test_help_of_every_command(entscale, command):
+    code, out, _ = entscale(*command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--size", "0x0"), ("size '0x0' has no pixels", "give a positive width and height")),
+        (("--size", "big"), ("size 'big' is not WIDTHxHEIGHT", "write for example 224x160")),
+        (("--size", "3x64"), ("below one latent cell of 4x4 pixels",)),
+        (("--size", "4x4"), ("1 token at the deepest of 2 levels",)),
+        (("--rule", "entropi"), ("unknown rule 'entropi'", "original, entropy, fixed")),
+        (("--rule", "fixed", "--multiplier", "much"), ("--multiplier 'much' is no number",)),
+        (("--rule", "fixed", "--multiplier", "1,1,1"), ("3 values and the model 2 levels",)),
+        (("--rule", "entropy", "--multiplier", "0.8"), ("takes no multiplier",)),
+        (("--steps", "0"), ("steps is 0", "1 to 1000")),
+        (("--train-size", "4x4"), ("1 token at the deepest",)),
+        (("--seed", "-1"), ("seed -1",)),
+        (("--out", "picture.jpg"), ("no .png file",)),
+        (("--out", "no/such/folder/a.png"), ("folder no/such/folder does not exist",)),
+    ],
+)
+def test_generate_refuses(entscale, tiny_folder, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    refused(entscale("generate", "a red circle", "--model", tiny_folder, *options), *said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_folder(entscale, tmp_path):
+    missing = tmp_path / "missing"
+    refused(entscale("generate", "a", "--model", missing), f"model folder '{missing}' does not exist")
+
+
+def test_folder_of_something_else(entscale, tmp_path):
+    refused(entscale("generate", "a", "--model", tmp_path), "model_index.json is missing")
+
+
+def test_key_missing(entscale, broken):
+    tensors = load_file(broken / UNET)
+    del tensors["conv_in.bias"], tensors["conv_out.bias"]
+    save_file(tensors, broken / UNET)
+    refused(entscale("generate", "a", "--model", broken), UNET, "missing key conv_in.bias; missing key conv_out.bias")
+
+
+def test_wrong_shape(entscale, broken):
+    tensors = load_file(broken / UNET)
+    tensors["conv_in.bias"] = tensors["conv_in.bias"][:-1]
+    save_file(tensors, broken / UNET)
+    refused(entscale("generate", "a", "--model", broken), "wrong shape conv_in.bias: [15], the config asks for [16]")
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("unet", "class_embed_type", "timestep"),
+        ("unet", "not_a_field", 3),
+        ("vae", "shift_factor", 0.1),
+        ("text_encoder", "hidden_act", "relu"),
+    ],
+)
+def test_unsupported_config_value(entscale, broken, part, field, value):
+    file = broken / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    refused(entscale("generate", "a", "--model", broken), f"{field}={value!r}")
+
+
+def test_weights_that_are_no_safetensors(entscale, broken):
+    (broken / UNET).write_bytes(b"not at all")
+    refused(entscale("generate", "a", "--model", broken), "can't be read as safetensors")
+
+
+def _sweep(tmp_path: Path, model: Path, **changes: object) -> Path:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"sweep": {**SWEEP, "model": str(model), **changes}}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompt": ["a"]}, ("prompt", "prompts", "sweep.yaml:")),
+        ({"sizes": ["0x0"]}, ("0x0", "sweep.yaml:")),
+        ({"sizes": ["wide"]}, ("wide", "sweep.yaml:")),
+        ({"methods": ["entropi"]}, ("entropi", "sweep.yaml:")),
+        ({"prompts": []}, ("prompts", "sweep.yaml:")),
+        ({"prompts": "missing.txt"}, ("missing.txt",)),
+    ],
+)
+def test_sweep_refuses(entscale, tiny_folder, tmp_path, changes, said):
+    file = _sweep(tmp_path, tiny_folder, **changes)
+    refused(entscale("sweep", file, "--out", tmp_path / "run"), *said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sweep_into_a_place_that_can_not_be_written(entscale, tiny_folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused(
+        entscale("sweep", _sweep(tmp_path, tiny_folder), "--out", tmp_path / "file" / "run"), str(tmp_path / "file")
+    )
+
+
+def test_report_of_no_run(entscale, tmp_path):
+    refused(entscale("report", tmp_path / "nothing"), str(tmp_path / "nothing"))
+
+
+def test_a_missing_extra_is_named(entscale, monkeypatch, tmp_path):
+    def absent(*_):
+        raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
+
+    monkeypatch.setattr(cli, "app", absent)
+    refused(entscale("report", tmp_path), "jinja2 is not installed: pip install 'entscale-jax[report]'")

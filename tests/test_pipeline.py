@@ -1,0 +1,153 @@
+"""What a call draws: the same picture alone or in a batch, at any size, and one clear message for what can't be."""
+
+import numpy as np
+import pytest
+
+from entscale_jax import Scaling, TextToImage, UserError
+
+CAPTIONS = ["a red circle", "a blue square", "a green triangle"]
+QUICK = {"height": 24, "width": 40, "steps": 3}
+# Of latents with unit variance: two compiled programs of different batch differ by float32 rounding alone.
+ROUNDING = 1e-4
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny):
+    return tiny(CAPTIONS, seed=[7, 3, 11], measure_entropy=True, **QUICK)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(tiny, drawn):
+    alone = tiny(CAPTIONS[1], seed=3, **QUICK)
+    np.testing.assert_allclose(alone.latents[0], drawn.latents[1], atol=ROUNDING)
+    other = tiny(CAPTIONS[1], seed=4, **QUICK)
+    assert np.abs(other.latents[0] - drawn.latents[1]).max() > 100 * ROUNDING
+
+
+def test_one_seed_counts_up(tiny):
+    counted, listed = tiny(CAPTIONS[:2], seed=5, **QUICK), tiny(CAPTIONS[:2], seed=[5, 6], **QUICK)
+    np.testing.assert_array_equal(counted.latents, listed.latents)
+
+
+def test_measuring_draws_the_same(tiny, drawn):
+    plain = tiny(CAPTIONS, seed=[7, 3, 11], **QUICK)
+    np.testing.assert_allclose(plain.latents, drawn.latents, atol=ROUNDING)
+    assert plain.entropy is None
+
+
+def test_entropy_is_a_layer_a_step_a_picture_a_head(tiny, drawn):
+    assert set(drawn.entropy) == set(tiny.layers)
+    for name, (level, heads, _) in tiny.layers.items():
+        values = drawn.entropy[name]
+        assert values.shape == (3, 3, heads)
+        tokens = tiny.info.tokens(tiny.info.bucket(24, 40))[level]
+        assert (values > 0).all()
+        assert (values <= np.log(tokens) + 1e-4).all()
+
+
+def test_levels_follow_the_path_of_a_layer(tiny):
+    assert {name.rsplit("/", 5)[0]: level for name, (level, _, _) in tiny.layers.items()} == {
+        "down_blocks/0": 0,
+        "down_blocks/1": 1,
+        "mid_block": 1,
+        "up_blocks/0": 1,
+        "up_blocks/1": 0,
+    }
+
+
+def test_rules_differ_off_the_training_size_and_agree_on_it(tiny):
+    def distance(height, width):
+        one, other = (
+            tiny(CAPTIONS[0], height=height, width=width, rule=rule, steps=3) for rule in ("original", "entropy")
+        )
+        return np.abs(one.latents - other.latents).max()
+
+    assert distance(32, 32) == 0
+    assert distance(16, 64) == 0  # as many tokens at both levels as in training
+    assert distance(64, 64) > 100 * ROUNDING
+
+
+def test_fixed_takes_one_multiplier_or_one_a_level(tiny):
+    size = {"height": 64, "width": 64, "steps": 3}
+    entropy = tiny(CAPTIONS[0], rule="entropy", **size)
+    multipliers = tiny.info.multipliers(tiny.info.bucket(64, 64), Scaling())
+    fixed = tiny(CAPTIONS[0], rule="fixed", multiplier=multipliers, **size)
+    np.testing.assert_allclose(fixed.latents, entropy.latents, atol=ROUNDING)
+    one = tiny(CAPTIONS[0], rule={"rule": "fixed", "multiplier": 0.5}, **size)
+    assert np.abs(one.latents - entropy.latents).max() > 100 * ROUNDING
+
+
+def test_a_size_off_the_latent_grid_is_cropped_from_the_next_bucket(tiny):
+    whole, part = (tiny(CAPTIONS[0], height=h, width=w, steps=3) for h, w in ((24, 40), (21, 37)))
+    assert part.images.shape == (1, 21, 37, 3)
+    np.testing.assert_array_equal(part.images, whole.images[:, 1:22, 1:38])
+
+
+def test_given_latents_replace_the_seed(tiny, drawn):
+    start = np.random.default_rng(0).normal(size=(1, 6, 10, 4)).astype(np.float32)
+    one, other = (tiny(CAPTIONS[0], latents=start, seed=seed, **QUICK) for seed in (1, 2))
+    np.testing.assert_array_equal(one.latents, other.latents)
+
+
+def test_guidance_1_throughout_draws_unguided(tiny):
+    tiny(CAPTIONS[:2], guidance=[1.0, 1.0], height=24, width=32, steps=2)
+    assert [request.guided for kind, request in _denoising(tiny) if request.grid == (6, 8)] == [False]
+    tiny(CAPTIONS[:2], guidance=[1.0, 3.0], height=24, width=32, steps=2)
+    assert sorted(request.guided for kind, request in _denoising(tiny) if request.grid == (6, 8)) == [False, True]
+
+
+def test_guidance_is_one_a_picture(tiny):
+    mixed = tiny([CAPTIONS[0]] * 2, seed=[1, 1], guidance=[2.0, 6.0], **QUICK)
+    assert np.abs(mixed.latents[0] - mixed.latents[1]).max() > 100 * ROUNDING
+    single = tiny(CAPTIONS[0], seed=1, guidance=6.0, **QUICK)
+    np.testing.assert_allclose(mixed.latents[1], single.latents[0], atol=ROUNDING)
+
+
+def test_compile_ahead_leaves_nothing_to_compile(tiny):
+    tiny.compile(batch=2, height=32, width=24, steps=2)
+    before = tiny.programs.compile_seconds
+    tiny(CAPTIONS[:2], height=32, width=24, steps=2)
+    assert tiny.programs.compile_seconds == before
+
+
+def test_without_decoding_there_are_no_images(tiny):
+    assert tiny(CAPTIONS[0], decode=False, **QUICK).images is None
+
+
+def test_train_size_moves_t(tiny_folder):
+    moved = TextToImage.from_pretrained(tiny_folder, train_size=(64, 32))
+    assert moved.info.train_tokens == (128, 32)
+    assert moved.unet.config.train_tokens == (128, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"prompts": []}, "prompts is empty: give at least one caption"),
+        ({"prompts": ["a", 3]}, "prompt 3 is no text"),
+        ({"height": 0}, "height is 0"),
+        ({"height": 3}, "below one latent cell of 4x4 pixels"),
+        ({"height": 4, "width": 4}, "1 token at the deepest of 2 levels"),
+        ({"rule": "entropi"}, "unknown rule 'entropi'"),
+        ({"rule": "fixed", "multiplier": [1.0, 1.0, 1.0]}, "3 values and the model 2 levels"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 2000}, "steps is 2000"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": [1, 2]}, "seed has 2 values for 1 captions"),
+        ({"guidance": [1.0, 2.0]}, "guidance is"),
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"latents": np.zeros((1, 3, 3, 4), np.float32)}, r"latents have shape \(1, 3, 3, 4\)"),
+    ],
+)
+def test_bad_input_is_named(tiny, arguments, said):
+    with pytest.raises(UserError, match=said) as error:
+        tiny(**{"prompts": CAPTIONS[:1], "height": 24, "width": 40, "steps": 3, **arguments})
+    assert "\n" not in str(error.value)
+
+
+def test_a_caption_that_is_too_long_is_cut_with_a_warning(tiny):
+    with pytest.warns(UserWarning, match="reads 16 tokens, the rest is cut"):
+        tiny("a red circle and " * 8, **QUICK)
+
+
+def _denoising(pipe):
+    return [key for key in pipe.programs._compiled if key[0] == "denoise"]

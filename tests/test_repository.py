@@ -1,0 +1,104 @@
+"""What holds the repository together: extras, tested versions, and one command that people and CI both run."""
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+CODE_FOLDERS = ("entscale_jax", "tests", "sweeps", "benchmarks", "docs", "notebooks", ".ci")
+TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".j2", ".cff", ".txt", ".cfg", ".json", ".sh", ""}
+# Written in two parts, so that this file does not name them either.
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.])/(" + "|".join(("wo" + "rk", "ro" + "ot", "ho" + "me", "t" + "mp", "Us" + "ers")) + r")/\w"
+)
+
+
+def make_commands(target: str) -> list[str]:
+    """The commands that `make target` would run, without running them."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--no-print-directory", "--dry-run", "--directory", str(ROOT), target]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.splitlines()
+
+
+def pins() -> dict[str, str]:
+    """Package -> version, from constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def text_files() -> list[Path]:
+    """Every file that a person wrote, whether committed or not."""
+    files = [path for path in ROOT.iterdir() if path.is_file()]
+    for folder in CODE_FOLDERS:
+        files += (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return [path for path in files if path.suffix in TEXT_SUFFIXES]
+
+
+def test_extras_are_those_that_the_install_commands_name():
+    assert set(EXTRAS) == {"sweep", "parity", "train", "report", "cuda", "tpu", "dev", "all"}
+
+
+def test_all_holds_every_extra_that_runs_on_any_machine():
+    (everything,) = (Requirement(text) for text in EXTRAS["all"])
+    assert everything.name == PROJECT["name"]
+    assert everything.extras == set(EXTRAS) - {"cuda", "tpu", "dev", "all"}
+
+
+def test_core_installs_no_framework_of_an_extra():
+    core = {Requirement(text).name for text in PROJECT["dependencies"]}
+    assert not core & {"torch", "diffusers", "ray", "pyarrow", "optax", "orbax-checkpoint", "matplotlib", "jinja2"}
+
+
+@pytest.mark.parametrize("extra", ["core", *sorted(set(EXTRAS) - {"cuda", "tpu", "all"})])
+def test_tested_versions_lie_in_the_declared_ranges(extra):
+    declared = PROJECT["dependencies"] if extra == "core" else EXTRAS[extra]
+    tested = pins()
+    for requirement in map(Requirement, declared):
+        assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), requirement
+
+
+def test_constraints_hold_plain_pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    assert re.search(r"^make check$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert "make test" in (ROOT / "README.md").read_text()
+    tests = make_commands("test")
+    assert any("pytest" in line for line in tests)
+    assert set(tests) <= set(make_commands("check"))
+    assert not set(tests) & set(make_commands("format"))
+
+
+@pytest.mark.parametrize("tool", ["ruff format --check", "ruff check", "pyright", "lint-imports"])
+def test_the_gate_has_every_check(tool):
+    assert any(tool in line for line in make_commands("check"))
+
+
+def test_every_target_installs_first():
+    targets = re.findall(r"^([a-z][a-z-]*):(.*?)##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    needs_nothing = {name for name, needs in targets if "$(STAMP)" not in needs}
+    assert {"setup", "sweep", "test", "test-full", "check", "format"} <= {name for name, _ in targets}
+    assert needs_nothing == {"help", "clean"}
+
+
+def test_ci_script_can_be_run():
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_no_file_names_a_path_of_one_machine():
+    found = [
+        f"{path.relative_to(ROOT)}" for path in text_files() if MACHINE_PATHS.search(path.read_text(errors="ignore"))
+    ]
+    assert found == []
+    assert MACHINE_PATHS.search("see " + os.sep.join(["", "wo" + "rk", "main"]))
