@@ -1,0 +1,5 @@
+"""Tables, figures and the HTML report of a sweep."""
+
+from .html import write_report
+
+__all__ = ["write_report"]

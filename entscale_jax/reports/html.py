@@ -1,0 +1,94 @@
+"""Writes the report of a run: one HTML file that needs nothing beside it, neither pictures nor network."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from .. import __version__
+from ..errors import UserError
+from .figures import entropy_figure, objects_figure
+from .gallery import galleries
+from .levels import find_levels
+from .records import Run
+from .run_folder import read_run
+from .statistics import RESAMPLES, Interval
+from .tables import entropy_tables, failed_cells, flatten, objects_tables, program_lines
+
+
+def write_report(run: Path | str) -> Path:
+    """Writes `report/index.html` into a run folder, whether its sweep is finished or not, and returns the path.
+
+    Raises UserError where the folder is no run, has no finished cell, holds a broken file or can't be written.
+    """
+    folder = Path(run)
+    text = render(read_run(folder))
+    target = folder / "report" / "index.html"
+    try:
+        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise UserError(f"{target} can't be written ({error.strerror}): make its folder writable") from error
+    return target
+
+
+def render(run: Run) -> str:
+    """The report of a run as HTML."""
+    levels = find_levels(run)
+    counted = objects_tables(run, levels)
+    entropy = entropy_tables(run)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            version=__version__,
+            environment=flatten(run.environment),
+            galleries=galleries(run),
+            levels=levels,
+            objects=counted,
+            objects_figure=objects_figure(counted, run.methods) if counted else None,
+            entropy=[(table, entropy_figure(table, run.methods)) for table in entropy],
+            programs=program_lines(run),
+            failed=failed_cells(run),
+            resamples=RESAMPLES,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("entscale_jax.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(interval=_interval, signed=_signed, counts=_counts, multipliers=_multipliers)
+    return environment
+
+
+def _interval(value: Interval, digits: int) -> str:
+    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def _signed(value: Interval, digits: int) -> str:
+    mean, low, high = (_sign(number, digits) for number in (value.mean, value.low, value.high))
+    return f"{mean} ({low} to {high})"
+
+
+def _sign(number: float, digits: int) -> str:
+    """With a sign, but for what rounds to zero."""
+    text = f"{abs(number):.{digits}f}"
+    return text if float(text) == 0 else f"{'+' if number > 0 else '−'}{text}"
+
+
+def _counts(values: Sequence[int]) -> str:
+    return " / ".join(map(str, values))
+
+
+def _multipliers(values: Sequence[float]) -> str:
+    return " / ".join(f"{value:.3f}" for value in values)

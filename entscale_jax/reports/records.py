@@ -1,0 +1,147 @@
+"""What a run folder holds, as typed objects: images with their counts, entropy of layers, seconds of buckets."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..buckets import parse_size
+from ..scales import Scaling
+
+T = TypeVar("T")
+Pair = tuple[str, int]
+"""A caption and a seed: what the images of all methods that are compared share."""
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """A model at a size in pixels: what the tables have a line for."""
+
+    model: str
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A cell's row: the image, or the error that it ended in."""
+
+    cell: str
+    size: Size
+    method: str
+    prompt: str
+    seed: int
+    image: str | None
+    objects: tuple[float, float, float] | None
+    """1 where the image holds exactly what its caption says, else 0; missing objects; extra objects."""
+    entropy: float | None
+    error: str | None
+
+    @property
+    def pair(self) -> Pair:
+        return self.prompt, self.seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerEntropy:
+    """Mean entropy of a self-attention layer in nats, over the steps and images of a size and method."""
+
+    size: Size
+    method: str
+    layer: str
+    tokens: int
+    train_tokens: int
+    entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketSeconds:
+    """Where the time of a bucket and method went, all workers together."""
+
+    size: Size
+    method: str
+    batch: int
+    images: int
+    compile_seconds: float
+    steady_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder's contents."""
+
+    folder: Path
+    spec: Mapping[str, Any]
+    """The part of `spec.yaml` below `sweep:`, its captions written out."""
+    weights: Mapping[str, str]
+    """Model -> the hash of the weights that it was drawn with."""
+    spec_text: str
+    environment: Mapping[str, Any]
+    """Commit, versions and devices; empty where no worker ever started."""
+    samples: tuple[Sample, ...]
+    entropy: tuple[LayerEntropy, ...]
+    seconds: tuple[BucketSeconds, ...]
+    programs: tuple[Mapping[str, Any], ...]
+    """One entry a worker process: what it compiled, and what it read from the cache."""
+
+    @property
+    def name(self) -> str:
+        return str(self.spec.get("name", self.folder.name))
+
+    @property
+    def planned(self) -> int:
+        """Cells that the sweep has, drawn or not."""
+        names = ("models", "sizes", "methods", "prompts", "seeds")
+        return math.prod(len({str(value) for value in self.spec[name]}) for name in names)
+
+    @cached_property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(sample.size.model for sample in self.samples))
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """Of each model, in the order of the sweep's file."""
+        wanted = [Size(model, *parse_size(text)) for model in self.models for text in self.spec["sizes"]]
+        return _in_order(wanted, (sample.size for sample in self.samples))
+
+    @cached_property
+    def scalings(self) -> dict[str, Scaling]:
+        """Name of a method -> the scaling that it stands for."""
+        return {scaling.label: scaling for scaling in map(Scaling.of, self.spec["methods"])}
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """In the order of the sweep's file; the others are compared with the first."""
+        return _in_order(self.scalings, (sample.method for sample in self.samples))
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Captions with their seeds, in the order of the sweep's file."""
+        wanted = [(prompt, seed) for prompt in self.spec["prompts"] for seed in self.spec["seeds"]]
+        return _in_order(wanted, (sample.pair for sample in self.samples))
+
+    def of(self, size: Size, method: str) -> dict[Pair, Sample]:
+        """The cells of a size and method, the failed ones too."""
+        return self._groups.get((size, method), {})
+
+    @cached_property
+    def _groups(self) -> dict[tuple[Size, str], dict[Pair, Sample]]:
+        groups: dict[tuple[Size, str], dict[Pair, Sample]] = {}
+        for sample in self.samples:
+            groups.setdefault((sample.size, sample.method), {})[sample.pair] = sample
+        return groups
+
+    def label(self, size: Size) -> str:
+        """The size, with its model where the run has several."""
+        return f"{size.model} {size}" if len(self.models) > 1 else str(size)
+
+
+def _in_order(wanted: Iterable[T], found: Iterable[T]) -> list[T]:
+    """Each value of `found` once: those that are `wanted` in that order, then the others."""
+    present = dict.fromkeys(found)
+    return list(dict.fromkeys([value for value in wanted if value in present] + list(present)))
