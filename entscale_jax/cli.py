@@ -128,10 +128,17 @@ def sweep(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.")],
+    picture: Annotated[
+        Path | None, typer.Option(help="Also write a PNG of pairs at every size.", show_default=False)
+    ] = None,
+) -> None:
     """Write a run's report, one self-contained HTML file."""
-    from .reports import write_report
+    from .reports import write_picture, write_report
 
+    if picture is not None:
+        write_picture(run, picture)
     Console().print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
 
 

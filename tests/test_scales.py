@@ -4,9 +4,17 @@ import math
 
 import pytest
 
-from entscale_jax import ScaleRule, Scaling, UserError, attention_scale, token_counts
+from entscale_jax import Bucket, ScaleRule, Scaling, UserError, attention_scale, token_counts
+from entscale_jax.models import AutoencoderKLConfig, UNet2DConditionConfig
 
-SD_LEVELS, SD_GRID = 4, (64, 64)
+# unet/config.json of stable-diffusion-2-1-base, where it differs from diffusers' defaults.
+SD_21_BASE = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 64,
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -18,11 +26,23 @@ SD_LEVELS, SD_GRID = 4, (64, 64)
     ],
 )
 def test_multipliers_of_stable_diffusion(pixels, published):
-    """Grids of a VAE that shrinks by 8; the figures are those of DIGEST.md's table, from the paper's Eq. 7."""
-    now = token_counts((pixels[0] // 8, pixels[1] // 8), SD_LEVELS)
-    train = token_counts(SD_GRID, SD_LEVELS)
-    found = [Scaling().multiplier_at(level, n, t) for level, (n, t) in enumerate(zip(now, train, strict=True))]
+    """T from the UNet's config, N from the size; the figures are those of the paper's Eq. 7 at ceiling division."""
+    unet = UNet2DConditionConfig.from_json(SD_21_BASE)
+    vae = AutoencoderKLConfig(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+    )
+    now = token_counts(Bucket.covering(*pixels, vae.factor).latent(vae.factor), unet.levels)
+    found = [
+        Scaling().multiplier_at(level, n, t) for level, (n, t) in enumerate(zip(now, unet.train_tokens, strict=True))
+    ]
     assert found == pytest.approx(published, abs=1e-3)
+
+
+def test_training_size_may_be_a_pair():
+    unet = UNet2DConditionConfig.from_json({**SD_21_BASE, "sample_size": [36, 64]})
+    assert unet.train_tokens == (2304, 576, 144, 40)
 
 
 def test_entropy_scale_is_equation_7():

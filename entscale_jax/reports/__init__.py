@@ -1,5 +1,6 @@
-"""Tables, figures and the HTML report of a sweep."""
+"""A finished or unfinished run as something to look at. Needs the extra `report`."""
 
 from .html import write_report
+from .picture import write_picture
 
-__all__ = ["write_report"]
+__all__ = ["write_picture", "write_report"]

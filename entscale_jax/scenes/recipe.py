@@ -76,7 +76,7 @@ class Recipe:
     unet: UNet2DConditionConfig = UNET
     scheduler: Mapping[str, Any] = field(default_factory=SCHEDULER.copy)
     autoencoder_stage: Stage = Stage(steps=1000, batch=8, learning_rate=2e-3, gradient_norm=0.5)
-    diffusion_stage: Stage = Stage(steps=6000, batch=16, learning_rate=8e-4)
+    diffusion_stage: Stage = Stage(steps=4000, batch=16, learning_rate=8e-4)
     kl_weight: float = 1e-6
     """Of the autoencoder's divergence from a unit Gaussian, summed over a picture, beside the mean absolute error."""
     unconditional: float = 0.1

@@ -1,0 +1,250 @@
+"""The same weights in PyTorch and here, module by module: what differs, by how much, and whether that is too much."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..buckets import Bucket
+from ..errors import UserError
+from ..models.unet_2d_condition import timestep_embedding
+from ..pipeline import TextToImage
+from ..scales import ScaleRule, Scaling
+from ..weights.folder import describe
+from ..weights.tokenizer import Tokenizer
+from . import reference
+from .bounds import BOUNDS, CONTROL_DDIM, CONTROL_MULTIPLIER, CONTROL_UNET, IMAGE_QUANTILE
+from .reference import Drawing, Reference
+
+CAPTIONS = ("a red circle", "a blue square")
+TIMESTEP = 481
+
+Rule = Scaling | ScaleRule | str | Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of the table."""
+
+    module: str
+    size: str
+    rule: str
+    error: float
+    bound: float
+    control: bool = False
+    """A control has to be at least at its bound: something was made wrong on purpose."""
+
+    @property
+    def passed(self) -> bool:
+        """False for an error that is no number, too."""
+        return bool(self.error >= self.bound) if self.control else bool(self.error <= self.bound)
+
+
+def compare(
+    model: str | Path,
+    *,
+    size: tuple[int, int],
+    rules: Sequence[Rule] = (ScaleRule.ORIGINAL, ScaleRule.ENTROPY),
+    steps: int | None = None,
+    guidance: float = 5.0,
+    float64: bool = False,
+    train_size: tuple[int, int] | None = None,
+) -> list[Row]:
+    """Every module of `model` at one size, in PyTorch diffusers and here.
+
+    Args:
+        model: a diffusers folder, a hub id, or `scenes`.
+        size: (width, height) in pixels; what the latent grid does not divide is compared at the next bucket up.
+        rules: of self-attention, one row each.
+        steps: of DDIM, whose latents and pictures are compared too; None leaves it out.
+        guidance: of DDIM.
+        float64: computes both sides in float64.
+        train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
+
+    Raises UserError for a model that can't be opened, a size that can't be drawn, no rules, a wrong number of steps.
+    """
+    width, height = size
+    scalings = [Scaling.of(rule) for rule in rules]
+    if not scalings:
+        raise UserError("rules is empty: give original, entropy, or both")
+    info = describe(model, train_size=train_size)
+    bucket = info.bucket(height, width)
+    for scaling in scalings:
+        scaling.check_levels(info.levels)
+    if steps is not None:
+        info.schedule.ddim(steps)
+    with precision(float64):
+        pair = Pair(model, float64=float64, train_size=train_size)
+        rows = [pair.text(), pair.time_embedding(), pair.decode(bucket)]
+        for scaling in scalings:
+            rows += pair.unet_rows(bucket, scaling)
+        if steps is not None:
+            for scaling in scalings:
+                rows += pair.ddim_rows(bucket, scaling, steps=steps, guidance=guidance)
+    return rows
+
+
+@contextmanager
+def precision(float64: bool) -> Iterator[None]:
+    """Matrix products as exact as their dtype; with `float64`, 64-bit types, on the CPU, which has them everywhere."""
+    with ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        if float64:
+            stack.enter_context(jax.enable_x64(True))
+            stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
+        yield
+
+
+def relative_error(got: Any, expected: np.ndarray) -> float:
+    """The largest difference over the largest value of the reference: max |got - expected| / max |expected|."""
+    got = np.asarray(got)
+    if got.shape != expected.shape:
+        raise ValueError(f"shapes differ: {got.shape} here, {expected.shape} in PyTorch")
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def image_error(images: np.ndarray, expected: np.ndarray) -> float:
+    """In steps of 1/255: what `IMAGE_QUANTILE` of the values stay below. `images` are bytes, `expected` from 0 to 1."""
+    if images.shape != expected.shape:
+        raise ValueError(f"shapes differ: {images.shape} here, {expected.shape} in PyTorch")
+    return float(np.quantile(np.abs(images.astype(np.float64) - 255 * expected.astype(np.float64)), IMAGE_QUANTILE))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """DDIM here and in PyTorch, from the same noise."""
+
+    images: np.ndarray
+    latents: np.ndarray
+    entropy: dict[str, np.ndarray] | None
+    expected: Drawing
+
+
+class Pair:
+    """One folder opened on both sides, at one precision. Use it within `precision`."""
+
+    def __init__(self, model: str | Path, *, float64: bool = False, train_size: tuple[int, int] | None = None):
+        self.dtype = np.dtype(np.float64 if float64 else np.float32)
+        self.pipe = TextToImage.from_pretrained(model, dtype=jnp.dtype(self.dtype), train_size=train_size)
+        self.info = self.pipe.info
+        grid = None if train_size is None else Bucket(*train_size).latent(self.info.latent_factor)
+        self.reference = Reference(self.info.folder, float64=float64, train_grid=grid)
+
+    @cached_property
+    def context(self) -> np.ndarray:
+        """Text states of `CAPTIONS`, those of PyTorch, so that no module inherits another's error."""
+        return self.reference.text_states(CAPTIONS)
+
+    def noise(self, bucket: Bucket, seed: int = 0) -> np.ndarray:
+        """Unit noise for `CAPTIONS` [B, h, w, c]."""
+        shape = (len(CAPTIONS), *bucket.latent(self.info.latent_factor), self.info.vae.latent_channels)
+        return np.random.default_rng(seed).standard_normal(shape).astype(self.dtype)
+
+    def text(self) -> Row:
+        """The text encoder, each side with its own tokenizer."""
+        tokenizer = Tokenizer(self.info.folder / "tokenizer", self.info.text.max_position_embeddings)
+        error = relative_error(_call(self.pipe.text, tokenizer(CAPTIONS)), self.reference.text_states(CAPTIONS))
+        return self._row("text encoder", "-", "-", error)
+
+    def time_embedding(self) -> Row:
+        """The sinusoids of all timesteps against diffusers' own; the error is absolute."""
+        config = self.info.unet
+        timesteps = np.arange(self.info.schedule.num_train_timesteps)
+        width, flip, shift = config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift
+        expected = reference.time_embedding(timesteps, width, flip_sin_to_cos=flip, shift=shift)
+        got = timestep_embedding(jnp.asarray(timesteps, self.dtype), width, flip, shift)
+        return self._row("time embedding", "-", "-", float(np.abs(np.asarray(got) - expected).max()))
+
+    def decode(self, bucket: Bucket) -> Row:
+        """The VAE's decoder on unit noise."""
+        latents = self.noise(bucket)
+        got = _call(self.pipe.vae, latents / self.dtype.type(self.info.vae.scaling_factor), method="decode")
+        return self._row("VAE decode", str(bucket), "-", relative_error(got, self.reference.decode(latents)))
+
+    def unet(self, bucket: Bucket, scaling: Scaling, *against: Scaling) -> list[float]:
+        """Errors of one call of the UNet under `scaling`, held against the reference under each of `against`."""
+        latents = self.noise(bucket)
+        timesteps = np.full(len(CAPTIONS), TIMESTEP, self.dtype)
+        got = _call(self.pipe.unet, latents, timesteps, self.context, rule=scaling)
+        expected = [
+            self.reference.unet_once(latents, TIMESTEP, self.context, other.rule.value, other.multiplier)
+            for other in against
+        ]
+        return [relative_error(got, each) for each in expected]
+
+    def unet_rows(self, bucket: Bucket, scaling: Scaling) -> list[Row]:
+        """The UNet's error and, in float64 where the rules are apart, its error against the other rule."""
+        error, swapped = self.unet(bucket, scaling, scaling, _other(scaling))
+        row = self._row("UNet", str(bucket), scaling.label, error)
+        if self.dtype != np.float64 or not self.rules_differ(bucket, scaling):
+            return [row]
+        return [row, Row("UNet, other rule", row.size, row.rule, swapped, CONTROL_UNET * row.bound, control=True)]
+
+    def draw(
+        self, bucket: Bucket, scaling: Scaling, *, steps: int, guidance: float, measure_entropy: bool = False
+    ) -> Drawn:
+        """The whole pipeline on both sides."""
+        noise = self.noise(bucket)
+        options: dict[str, Any] = {"steps": steps, "guidance": guidance, "measure_entropy": measure_entropy}
+        out = self.pipe(
+            list(CAPTIONS), height=bucket.height, width=bucket.width, rule=scaling, latents=noise, **options
+        )
+        expected = self.reference.ddim(
+            noise, CAPTIONS, rule=scaling.rule.value, multiplier=scaling.multiplier, **options
+        )
+        if out.images is None:
+            raise ValueError("the pipeline returned no images")
+        return Drawn(out.images, out.latents, out.entropy, expected)
+
+    def ddim_rows(self, bucket: Bucket, scaling: Scaling, *, steps: int, guidance: float) -> list[Row]:
+        """Latents and pictures of DDIM and, where the rules are apart, how far away the other rule ends."""
+        drawn = self.draw(bucket, scaling, steps=steps, guidance=guidance)
+        error = relative_error(drawn.latents, drawn.expected.latents)
+        rows = [
+            self._row("DDIM latents", str(bucket), scaling.label, error),
+            self._row("DDIM images", str(bucket), scaling.label, image_error(drawn.images, drawn.expected.images)),
+        ]
+        if self.rules_differ(bucket, scaling):
+            other = _other(scaling)
+            swapped = self.reference.ddim(
+                self.noise(bucket),
+                CAPTIONS,
+                steps=steps,
+                guidance=guidance,
+                rule=other.rule.value,
+                multiplier=other.multiplier,
+            )
+            distance = relative_error(drawn.latents, swapped.latents)
+            rows.append(
+                Row("DDIM, other rule", str(bucket), scaling.label, distance, CONTROL_DDIM * error, control=True)
+            )
+        return rows
+
+    def rules_differ(self, bucket: Bucket, scaling: Scaling) -> bool:
+        """Whether each level's multiplier is far enough from the other rule's for a control."""
+        pairs = zip(*(self.info.multipliers(bucket, each) for each in (scaling, _other(scaling))), strict=True)
+        return all(abs(one - another) >= CONTROL_MULTIPLIER for one, another in pairs)
+
+    def _row(self, module: str, size: str, rule: str, error: float) -> Row:
+        return Row(module, size, rule, error, BOUNDS[module, self.dtype.name].limit)
+
+
+def _other(scaling: Scaling) -> Scaling:
+    return Scaling(ScaleRule.ENTROPY if scaling.rule is ScaleRule.ORIGINAL else ScaleRule.ORIGINAL)
+
+
+def _call(module: nnx.Module, *arrays: np.ndarray, method: str = "__call__", **static: Any) -> np.ndarray:
+    """The module's method, compiled with its weights as arguments."""
+    graph, weights = nnx.split(module)
+
+    def call(weights: nnx.State, *arrays: jax.Array) -> jax.Array:
+        return getattr(nnx.merge(graph, weights), method)(*arrays, **static)
+
+    return np.asarray(jax.jit(call)(weights, *map(jnp.asarray, arrays)))

@@ -1,0 +1,194 @@
+"""What runs in a worker: draws a chunk with a pipeline that it keeps, measures each image, and hands back bytes.
+
+Nothing here knows of Ray, and nothing is written: the driver alone writes.
+"""
+
+import os
+import platform
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..errors import UserError
+from ..png import png_bytes
+from .environment import versions
+from .executor import Compile, Drawn, Failure, Result
+from .plan import Cell, Chunk, Program, Task
+from .spec import Metric
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """Programs made ready since the last call, and the seconds of that; `compiles.CompileCounter` in earnest."""
+
+    def take(self) -> tuple[Sequence[Compile], float]: ...
+
+
+Load = Callable[[Cell], Any]
+"""Loads the pipeline that draws a cell's model."""
+
+
+class Drawer:
+    """Draws tasks one after the other. Each model is loaded once, each program compiled once."""
+
+    def __init__(self, metrics: Sequence[Metric], load: Load, counter: Counter, device: str):
+        self._metrics = frozenset(metrics)
+        self._load = load
+        self._counter = counter
+        self._device = device
+        self._pipes: dict[str, Any] = {}
+        self._ready: set[Program] = set()
+        self._versions = " ".join(f"{name}-{version}" for name, version in versions().items())
+
+    def draw(self, task: Task) -> Result | Failure:
+        """Images and measurements of the task's wanted cells, or why there are none."""
+        try:
+            return self._draw(task)
+        except UserError as error:
+            return Failure(str(error), fatal=True)
+        except Exception as error:
+            return Failure(_one_line(error))
+
+    def _draw(self, task: Task) -> Result:
+        pipe = self._pipe(task.cells[0])
+        loading, _ = self._counter.take()
+        self._make_ready(pipe, task.chunk)
+        ahead, ahead_seconds = self._counter.take()
+        start = time.perf_counter()
+        output = self._call(pipe, task)
+        wall = time.perf_counter() - start
+        late, late_seconds = self._counter.take()
+        steady = max(wall - late_seconds, 0.0)
+        shared = {"seconds": steady / len(task.wanted_cells), "device": self._device}
+        drawn = [
+            self._measure(pipe, task, position, output, shared) for position, wanted in enumerate(task.wanted) if wanted
+        ]
+        return Result(drawn, [*loading, *ahead, *late], ahead_seconds + late_seconds, steady)
+
+    def _pipe(self, cell: Cell) -> Any:
+        if cell.model not in self._pipes:
+            self._pipes[cell.model] = self._load(cell)
+        return self._pipes[cell.model]
+
+    def _make_ready(self, pipe: Any, chunk: Chunk) -> None:
+        # Compiling within a call would hide drawing: JAX denoises in the background while it compiles the decoder.
+        program = chunk.program
+        if program in self._ready:
+            return
+        pipe.compile(
+            batch=program.batch,
+            height=chunk.height,
+            width=chunk.width,
+            rule=program.method,
+            steps=program.steps,
+            guidance=chunk.cells[0].guidance,
+            measure_entropy=Metric.ENTROPY in self._metrics,
+        )
+        self._ready.add(program)
+
+    def _call(self, pipe: Any, task: Task) -> Any:
+        first = task.cells[0]
+        return pipe(
+            [cell.prompt for cell in task.cells],
+            height=first.height,
+            width=first.width,
+            rule=first.method,
+            steps=first.steps,
+            guidance=first.guidance,
+            seed=[cell.seed for cell in task.cells],
+            measure_entropy=Metric.ENTROPY in self._metrics,
+        )
+
+    def _measure(self, pipe: Any, task: Task, position: int, output: Any, shared: Mapping[str, Any]) -> Drawn:
+        cell = task.cells[position]
+        try:
+            image = np.asarray(output.images[position])
+            layers = self._entropy(pipe, task, position, output)
+            columns = {**shared, **self._objects(image, cell), **_mean_entropy(layers)}
+            return Drawn(cell.id, png_bytes(image, self._text(cell)), columns, layers)
+        except Exception as error:
+            # One image that can't be measured is not the fault of its neighbours.
+            return Drawn(cell.id, error=_one_line(error))
+
+    def _entropy(self, pipe: Any, task: Task, position: int, output: Any) -> list[dict[str, Any]]:
+        if Metric.ENTROPY not in self._metrics:
+            return []
+        tokens = pipe.info.tokens(task.chunk.program.key.bucket)
+        layers = []
+        for name, values in output.entropy.items():
+            level = pipe.layers[name][0]
+            steps = np.asarray(values)[:, position].mean(axis=-1, dtype=np.float64)
+            layers.append(
+                {
+                    "layer": name,
+                    "tokens": int(tokens[level]),
+                    "train_tokens": int(pipe.info.train_tokens[level]),
+                    "entropy": [_short(value) for value in steps],
+                }
+            )
+        return layers
+
+    def _objects(self, image: np.ndarray, cell: Cell) -> dict[str, Any]:
+        if Metric.OBJECTS not in self._metrics:
+            return {}
+        from ..metrics.objects import compare
+
+        verdict = compare(image, cell.prompt)
+        return {
+            "objects_exact": bool(verdict.exact),
+            "objects_missing": int(verdict.missing),
+            "objects_extra": int(verdict.extra),
+        }
+
+    def _text(self, cell: Cell) -> dict[str, str]:
+        return {
+            "model": f"{cell.model} {cell.weights_hash}",
+            "caption": cell.prompt,
+            "seed": str(cell.seed),
+            "rule": cell.method.label,
+            "size": f"{cell.width}x{cell.height}",
+            "sampler": f"{cell.sampler} steps {cell.steps} guidance {cell.guidance:g}",
+            "versions": self._versions,
+        }
+
+
+def load_pipeline(folders: Mapping[str, str]) -> Load:
+    """A loader of real pipelines. `folders` says where the driver found each model; a node without that looks itself.
+
+    Raises UserError where the weights are not those of the plan.
+    """
+
+    def load(cell: Cell) -> Any:
+        from ..pipeline import TextToImage
+
+        folder = folders.get(cell.model, "")
+        pipe = TextToImage.from_pretrained(folder if os.path.isdir(folder) else cell.model, train_size=cell.train_size)
+        if pipe.info.weights_hash != cell.weights_hash:
+            raise UserError(
+                f"model {cell.model} on {platform.node()} has the weights {pipe.info.weights_hash[:12]} and not those "
+                f"of the plan, {cell.weights_hash[:12]}: copy the same model to every node"
+            )
+        return pipe
+
+    return load
+
+
+def _mean_entropy(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not layers:
+        return {}
+    return {"entropy": _short(np.mean([layer["entropy"] for layer in layers], dtype=np.float64))}
+
+
+def _short(value: Any) -> float:
+    """The shortest decimal that is the same float32, so that rows stay small."""
+    return float(str(np.float32(value)))
+
+
+def _one_line(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}{where}"

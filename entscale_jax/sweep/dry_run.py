@@ -1,0 +1,126 @@
+"""What a sweep would do, and about how long it would take, told without Ray and without loading weights."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..weights.folder import ModelInfo
+from .plan import Chunk, Plan, Program
+from .progress import duration
+from .store import RunFolder, read_json
+
+FLOPS_PER_SECOND = 5e10
+"""A rough figure for one CPU worker of two cores; other devices are faster."""
+COMPILE_SECONDS = 10.0
+"""A rough figure for a denoising program with its decoding one on such a worker, nothing cached."""
+CONVOLUTION_SHARE = 0.11
+"""Multiply-adds of a UNet over (its weights x its latent cells), that of Stable Diffusion: most weights are coarse."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of drawing and compiling with one worker, and whether an earlier run here measured all of them."""
+
+    draw: float
+    compile: float
+    measured: bool
+
+
+def estimate(
+    plan: Plan, wanted: set[str], rows: Mapping[str, Mapping[str, Any]], ledger: Mapping[str, Any]
+) -> Estimate:
+    """From timings of the run folder where there are any, else from the rough figures of this module."""
+    seconds = defaultdict(list)
+    for cell in plan.cells:
+        if (row := rows.get(cell.id)) and row.get("seconds") is not None:
+            seconds[cell.model, cell.width, cell.height, cell.method].append(row["seconds"])
+    chunks = [task.chunk for task in plan.tasks(wanted)]
+    draws = [_draw_seconds(chunk, plan.models[chunk.program.key.model], seconds) for chunk in chunks]
+    programs = dict.fromkeys(chunk.program for chunk in chunks)
+    compiles = [_compile_seconds(program, ledger) for program in programs]
+    return Estimate(
+        sum(known if known is not None else rough for known, rough in draws),
+        sum(COMPILE_SECONDS if known is None else known for known in compiles),
+        all(known is not None for known, _ in draws) and None not in compiles,
+    )
+
+
+def _draw_seconds(chunk: Chunk, info: ModelInfo, seconds: Mapping[Any, list[float]]) -> tuple[float | None, float]:
+    program = chunk.program
+    measured = seconds.get((program.key.model, chunk.width, chunk.height, program.method))
+    if measured:
+        return fmean(measured) * len(chunk.cells), 0.0
+    height, width = program.key.bucket.latent(info.latent_factor)
+    calls = program.batch * program.steps * (2 if program.guided else 1)
+    weights = sum(path.stat().st_size for path in (info.folder / "unet").glob("*.safetensors")) / 4
+    return None, 2 * weights * CONVOLUTION_SHARE * height * width * calls / FLOPS_PER_SECOND
+
+
+def _compile_seconds(program: Program, ledger: Mapping[str, Any]) -> float | None:
+    bucket = program.key.bucket
+    for entry in ledger.get("buckets", []):
+        if (entry["model"], entry["width"], entry["height"], entry["method"], entry["batch"]) == (
+            program.key.model,
+            bucket.width,
+            bucket.height,
+            program.method.label,
+            program.batch,
+        ):
+            return float(entry["compile_seconds"])
+    return None
+
+
+def show_plan(plan: Plan, run: RunFolder, console: Console) -> None:
+    """Prints buckets, tokens, multipliers, counts and the estimate."""
+    rows = run.read_rows(plan.cells) if run.exists() else {}
+    wanted = {cell.id for cell in plan.cells if cell.id not in rows}
+    for model in plan.models:
+        console.print(_size_table(plan, model))
+    ledger = read_json(run.path / "programs.json") or {}
+    for line in _summary(plan, wanted, estimate(plan, wanted, rows, ledger)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _size_table(plan: Plan, model: str) -> Table:
+    info = plan.models[model]
+    trained = f"{info.train_size[1]}x{info.train_size[0]}, tokens per level {_joined(info.train_tokens)}"
+    table = Table(title=f"{model}, trained at {trained}", title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for name in ("size", "bucket", "batch", "tokens", "method", "multipliers", "cells"):
+        table.add_column(name, justify="right" if name in ("batch", "cells") else "left", overflow="fold")
+    groups: dict[tuple[Program, int, int], int] = defaultdict(int)
+    for chunk in plan.chunks:
+        if chunk.program.key.model == model:
+            groups[chunk.program, chunk.width, chunk.height] += len(chunk.cells)
+    for (program, width, height), cells in groups.items():
+        bucket = program.key.bucket
+        multipliers = _joined(f"{value:.3f}" for value in info.multipliers(bucket, program.method))
+        counts = _joined(info.tokens(bucket))
+        table.add_row(
+            f"{width}x{height}", str(bucket), str(program.batch), counts, program.method.label, multipliers, str(cells)
+        )
+    return table
+
+
+def _joined(values: Iterable[object]) -> str:
+    return "/".join(map(str, values))
+
+
+def _summary(plan: Plan, wanted: set[str], guess: Estimate) -> list[str]:
+    drawn = len(plan.cells) - len(wanted)
+    tasks = plan.tasks(wanted)
+    denoise = {task.chunk.program for task in tasks}
+    decode = {(program.key, program.batch) for program in denoise}
+    text = {program.key.model for program in denoise}
+    basis = "measured in this run folder" if guess.measured else "a rough estimate for one CPU worker"
+    times = f"{duration(guess.draw)} of drawing and {duration(guess.compile)} of compiling (less from the cache)"
+    return [
+        f"{len(plan.cells)} cells, {drawn} of them in the run folder already; {len(tasks)} chunks to draw",
+        f"programs to make ready: {len(denoise)} denoise, {len(decode)} decode, {len(text)} text",
+        f"about {times}: {basis}",
+    ]

@@ -1,0 +1,110 @@
+"""What the runner asks of whatever draws its chunks, so that it can be tested without Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from .plan import Task
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One cell's image and measurements, or why there are none."""
+
+    cell: str
+    png: bytes = b""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of `samples.parquet` that only the worker knows."""
+    entropy: Sequence[Mapping[str, Any]] = ()
+    """One entry a layer: `layer`, `tokens`, `train_tokens`, and `entropy`, a list with a value a step."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Compile:
+    """A program that a worker made ready: compiled, or read from the cache."""
+
+    name: str
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a task."""
+
+    drawn: Sequence[Drawn]
+    compiles: Sequence[Compile]
+    compile_seconds: float
+    """Tracing, lowering and compiling within the call."""
+    steady_seconds: float
+    """The rest of the call."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker hands back where drawing raised."""
+
+    error: str
+    """One line: the exception and where it was raised."""
+    fatal: bool = False
+    """The input is at fault, not the run: trying again can't help."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker drew its task."""
+
+    worker: str
+    task: Task
+    result: Result
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The task raised; the worker lives on with its compiled programs."""
+
+    worker: str
+    task: Task
+    failure: Failure
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The worker died, with or without a task in hand."""
+
+    worker: str
+    task: Task | None
+    reason: str
+
+
+Event = Finished | Failed | Lost
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Workers that draw one task at a time. Names of workers are never used twice."""
+
+    def start(self) -> Sequence[str]:
+        """Starts the workers and returns their names. Raises UserError where there can be none."""
+        ...
+
+    def submit(self, worker: str, task: Task) -> None:
+        """Gives an idle worker a task."""
+        ...
+
+    def wait(self, seconds: float) -> Sequence[Event]:
+        """What has happened, after waiting for a first event for at most so long."""
+        ...
+
+    def replace(self, worker: str) -> str:
+        """Starts a worker in place of a lost one and returns its name."""
+        ...
+
+    def devices(self) -> Sequence[Mapping[str, Any]]:
+        """One entry for each worker started so far: its name, node, device and versions."""
+        ...
+
+    def close(self) -> None:
+        """Ends all workers, whatever they are at."""
+        ...

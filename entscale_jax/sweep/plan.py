@@ -1,0 +1,211 @@
+"""From a sweep to its cells and the chunks they are drawn in: pure data, the same whatever has been drawn already.
+
+A cell's place in a chunk follows from the whole plan alone. So an interrupted sweep that goes on later puts each cell
+into the same program, beside as many others, at the same position, and draws the same bits.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+from ..buckets import Bucket
+from ..errors import UserError
+from ..scales import Scaling
+from ..weights.folder import ModelInfo
+from .spec import Sampler, SweepSpec
+
+AUTO_BATCH = 8
+"""Images in one call at the training size with `batch: auto`; at a larger area fewer, as many as its pixels allow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One image of a sweep and all that decides how it looks. Sizes are pixels."""
+
+    model: str
+    weights_hash: str
+    train_size: tuple[int, int]
+    """(height, width), which T follows from."""
+    width: int
+    height: int
+    method: Scaling
+    prompt: str
+    seed: int
+    sampler: str
+    steps: int
+    guidance: float
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the cell's content."""
+        text = json.dumps(self._content(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _content(self) -> dict[str, object]:
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "method"}
+        return {**content, "rule": self.method.rule.value, "multiplier": self.method.multiplier}
+
+
+@dataclass(frozen=True, order=True)
+class BucketKey:
+    """A model at a bucket: what a worker stays on, as its programs serve nothing else."""
+
+    model: str
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
+class Program:
+    """What one denoising program serves: cells that differ in these need another compile."""
+
+    key: BucketKey
+    method: Scaling
+    batch: int
+    steps: int
+    guided: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """A chunk as it is sent to a worker: `batch` positions, of which those `wanted` are stored."""
+
+    chunk: "Chunk"
+    cells: tuple[Cell, ...]
+    wanted: tuple[bool, ...]
+
+    @property
+    def wanted_cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for cell, wanted in zip(self.cells, self.wanted, strict=True) if wanted)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Cells of one program and one size that are drawn in one call, at most `program.batch` of them."""
+
+    index: int
+    program: Program
+    width: int
+    height: int
+    cells: tuple[Cell, ...]
+
+    def task(self, wanted: Collection[str]) -> Task | None:
+        """The chunk with only the cells whose ids are `wanted`; None where there are none.
+
+        A position without a wanted cell is filled with the first wanted one, drawn once more and thrown away.
+        """
+        keep = [cell.id in wanted for cell in self.cells]
+        if not any(keep):
+            return None
+        filler = self.cells[keep.index(True)]
+        padding = self.program.batch - len(self.cells)
+        cells = [cell if keeps else filler for cell, keeps in zip(self.cells, keep, strict=True)]
+        return Task(self, (*cells, *[filler] * padding), (*keep, *[False] * padding))
+
+    @property
+    def cost(self) -> int:
+        """Pixels times model calls, to compare chunks by."""
+        program = self.program
+        bucket = program.key.bucket
+        return bucket.height * bucket.width * program.batch * program.steps * (2 if program.guided else 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a sweep in the order of their rows, and the chunks that hold each of them once."""
+
+    cells: tuple[Cell, ...]
+    chunks: tuple[Chunk, ...]
+    models: Mapping[str, ModelInfo]
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The denoising programs that the sweep compiles, in order."""
+        return tuple(dict.fromkeys(chunk.program for chunk in self.chunks))
+
+    def tasks(self, wanted: Collection[str]) -> list[Task]:
+        """What has to be drawn for the cells whose ids are `wanted`."""
+        return [task for chunk in self.chunks if (task := chunk.task(wanted)) is not None]
+
+
+def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, ModelInfo]) -> Plan:
+    """The plan of a sweep. Raises UserError for a size that a model can't draw, or multipliers unlike its levels."""
+    cells: dict[str, Cell] = {}
+    chunks: list[Chunk] = []
+    for name, size, method in product(spec.models, spec.sizes, spec.methods):
+        group = _group(spec.sampler, models[name], name, size, method, _pairs(spec, prompts))
+        new = [cell for cell in group if cell.id not in cells]
+        cells.update((cell.id, cell) for cell in new)
+        program = _program(spec, models[name], name, size, method, len(group))
+        chunks.extend(_chunks(program, new, len(chunks)))
+    return Plan(tuple(cells.values()), tuple(chunks), models)
+
+
+def auto_batch(bucket: Bucket, train_size: tuple[int, int], images: int) -> int:
+    """Images a call with `batch: auto`, of so many `images` of a size and method.
+
+    At most AUTO_BATCH, and at areas above the training size's as many fewer, 1 at least. Within that as few as fill the
+    same number of calls evenly: 8 images of which 5 fit are drawn as 4 and 4.
+
+    Neither the device nor the number of workers enters, so that a plan means the same everywhere.
+    """
+    area = bucket.height * bucket.width
+    fits = max(1, min(AUTO_BATCH, AUTO_BATCH * train_size[0] * train_size[1] // area))
+    return -(-images // -(-images // fits))
+
+
+def _pairs(spec: SweepSpec, prompts: Sequence[str]) -> list[tuple[str, int]]:
+    return list(dict.fromkeys((prompt, seed) for seed in spec.seeds for prompt in prompts))
+
+
+def _group(
+    sampler: Sampler,
+    info: ModelInfo,
+    name: str,
+    size: tuple[int, int],
+    method: Scaling,
+    pairs: Iterable[tuple[str, int]],
+) -> list[Cell]:
+    return [
+        Cell(
+            model=name,
+            weights_hash=info.weights_hash,
+            train_size=info.train_size,
+            width=size[0],
+            height=size[1],
+            method=method,
+            prompt=prompt,
+            seed=seed,
+            sampler=sampler.name,
+            steps=sampler.steps,
+            guidance=float(sampler.guidance),
+        )
+        for prompt, seed in pairs
+    ]
+
+
+def _program(
+    spec: SweepSpec, info: ModelInfo, name: str, size: tuple[int, int], method: Scaling, images: int
+) -> Program:
+    method.check_levels(info.levels)
+    try:
+        bucket = info.bucket(size[1], size[0])
+    except UserError as error:
+        raise UserError(f"size {size[0]}x{size[1]} with model {name}: {error}") from error
+    batch = auto_batch(bucket, info.train_size, images) if spec.batch == "auto" else min(spec.batch, images)
+    return Program(BucketKey(name, bucket), method, batch, spec.sampler.steps, spec.sampler.guidance != 1.0)
+
+
+def _chunks(program: Program, cells: Sequence[Cell], first: int) -> list[Chunk]:
+    return [
+        Chunk(
+            first + number,
+            program,
+            cells[start].width,
+            cells[start].height,
+            tuple(cells[start : start + program.batch]),
+        )
+        for number, start in enumerate(range(0, len(cells), program.batch))
+    ]

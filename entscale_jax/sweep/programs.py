@@ -1,0 +1,124 @@
+"""The ledger of programs: which worker made how many of each, and seconds per bucket, compile and steady apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .executor import Compile, Result
+from .plan import Task
+from .store import RunFolder, read_json, write_json
+
+PROGRAMS = {"encode_text": "text", "denoise_latents": "denoise", "decode_latents": "decode"}
+"""Names, in JAX, of the programs that draw; what else a worker compiles is counted under `other`."""
+
+
+@dataclass
+class Count:
+    """How often a program was compiled and how often read from the cache, and the seconds of both."""
+
+    compiled: int = 0
+    cached: int = 0
+    seconds: float = 0.0
+
+    @property
+    def made(self) -> int:
+        return self.compiled + self.cached
+
+    def add(self, compiled: Compile) -> None:
+        self.cached += compiled.cached
+        self.compiled += not compiled.cached
+        self.seconds += compiled.seconds
+
+
+@dataclass
+class WorkerPrograms:
+    """What one worker process made ready, and what its tasks call for: a program of each kind once, never again."""
+
+    programs: dict[str, Count] = field(default_factory=lambda: {kind: Count() for kind in PROGRAMS.values()})
+    other: dict[str, Count] = field(default_factory=dict)
+    served: set[tuple[str, ...]] = field(default_factory=set)
+
+    def add(self, task: Task, compiles: Sequence[Compile]) -> None:
+        program = task.chunk.program
+        bucket = (program.key.model, str(program.key.bucket), str(program.batch))
+        self.served |= {
+            ("text", program.key.model),
+            ("decode", *bucket),
+            ("denoise", *bucket, program.method.label, str(program.steps), str(program.guided)),
+        }
+        for compiled in compiles:
+            if compiled.name in PROGRAMS:
+                self.programs[PROGRAMS[compiled.name]].add(compiled)
+            else:
+                self.other.setdefault(compiled.name, Count()).add(compiled)
+
+    def expected(self) -> dict[str, int]:
+        """Programs of each kind that the drawn tasks call for."""
+        return {name: sum(item[0] == name for item in self.served) for name in PROGRAMS.values()}
+
+    def summary(self) -> str:
+        """Programs of each kind made ready, of those called for, and the others."""
+        expected = self.expected()
+        kinds = [f"{name} {count.made} of {expected[name]}" for name, count in self.programs.items()]
+        others = [f"{name} {count.made}" for name, count in sorted(self.other.items())]
+        return "; ".join([", ".join(kinds), *([f"others: {', '.join(others)}"] if others else [])])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "expected": self.expected(),
+            "programs": {name: asdict(count) for name, count in self.programs.items()},
+            "other": {name: asdict(count) for name, count in sorted(self.other.items())},
+        }
+
+
+class Ledger:
+    """Grows with every result and is kept in `programs.json`, so that an interrupted run keeps its figures.
+
+    The file holds `workers`, one entry for each worker process of all runs, and `buckets`, one for each model, bucket,
+    method and batch: `compile_seconds`, `steady_seconds`, and `images` drawn in them.
+    """
+
+    def __init__(self, run: RunFolder):
+        self._path = run.path / "programs.json"
+        earlier = read_json(self._path) or {}
+        self._earlier: list[Mapping[str, Any]] = earlier.get("workers", [])
+        self._run = 1 + max((entry["run"] for entry in self._earlier), default=0)
+        self._buckets: list[dict[str, Any]] = earlier.get("buckets", [])
+        self._workers: dict[str, WorkerPrograms] = {}
+        self._devices: dict[str, Mapping[str, Any]] = {}
+
+    def add(self, worker: str, device: Mapping[str, Any], task: Task, result: Result) -> None:
+        """Counts a result and writes the file."""
+        self._devices[worker] = device
+        self._workers.setdefault(worker, WorkerPrograms()).add(task, result.compiles)
+        entry = self._bucket(task)
+        entry["compile_seconds"] += result.compile_seconds
+        entry["steady_seconds"] += result.steady_seconds
+        entry["images"] += len(task.wanted_cells)
+        entry["calls"] += 1
+        write_json(self._path, {"workers": [*self._earlier, *self._now()], "buckets": self._buckets})
+
+    def summary(self) -> list[str]:
+        """One line for each worker of this run."""
+        return [f"programs of {name}: {programs.summary()}" for name, programs in self._workers.items()]
+
+    def _now(self) -> list[dict[str, Any]]:
+        return [
+            {"run": self._run, "worker": name, "device": self._devices[name], **programs.as_json()}
+            for name, programs in self._workers.items()
+        ]
+
+    def _bucket(self, task: Task) -> dict[str, Any]:
+        program = task.chunk.program
+        key = {
+            "model": program.key.model,
+            "width": program.key.bucket.width,
+            "height": program.key.bucket.height,
+            "method": program.method.label,
+            "batch": program.batch,
+        }
+        for entry in self._buckets:
+            if key.items() <= entry.items():
+                return entry
+        self._buckets.append({**key, "compile_seconds": 0.0, "steady_seconds": 0.0, "images": 0, "calls": 0})
+        return self._buckets[-1]

@@ -1,0 +1,69 @@
+"""The spec that a run folder keeps: all that decides its cells, so that another sweep in the same folder is noticed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+from .spec import SweepSpec
+from .yaml_file import PlainLoader, read_yaml
+
+_SHOWN = 60
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that a reader of YAML 1.1 or of 1.2 would take for something else."""
+
+
+_DIALECTS = (yaml.SafeDumper.yaml_implicit_resolvers, PlainLoader.yaml_implicit_resolvers)
+_Dumper.yaml_implicit_resolvers = {
+    first: [rule for dialect in _DIALECTS for rule in dialect.get(first, [])]
+    for first in {*_DIALECTS[0], *_DIALECTS[1]}
+}
+
+
+def dump_spec(spec: SweepSpec, prompts: Sequence[str], weights: Mapping[str, str]) -> str:
+    """The text of `spec.yaml`: the sweep with its captions written out, and the hashes of the models' weights.
+
+    It is a sweep file itself. The number of workers is left out: it changes nothing that is drawn.
+    """
+    sweep = {**spec.model_dump(mode="json", exclude={"workers"}, exclude_none=True), "prompts": list(prompts)}
+    return yaml.dump({"sweep": sweep, "weights": dict(weights)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def check_same(path: Path, spec: str) -> None:
+    """Raises UserError with the difference where the `spec.yaml` at `path` is of another sweep than the text `spec`."""
+    old = read_yaml(path).value
+    new = yaml.load(spec, Loader=PlainLoader)
+    differences = list(_differences(old, new, ""))
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{path.parent} holds another sweep: {'; '.join(differences[:3])}{more}. Give another folder with --out"
+        )
+
+
+def _differences(old: Any, new: Any, name: str) -> Sequence[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), _join(name, key))]
+    if old == new:
+        return []
+    if isinstance(old, list) and isinstance(new, list):
+        gone, come = [item for item in old if item not in new], [item for item in new if item not in old]
+        if gone or come:
+            return [f"{name} has {_shown(gone)} there and {_shown(come)} here"]
+    return [f"{name} is {_shown(old)} there and {_shown(new)} here"]
+
+
+def _join(name: str, key: object) -> str:
+    return str(key) if name in ("", "sweep") else f"{name}.{key}"
+
+
+def _shown(value: Any) -> str:
+    if value in (None, []):
+        return "nothing"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

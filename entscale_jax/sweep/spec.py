@@ -1,0 +1,274 @@
+"""What a sweep's YAML may say, as typed objects; a mistake is named with file, line and the nearest right word."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from ..buckets import parse_size
+from ..errors import UserError
+from ..scales import ScaleRule, Scaling
+from .yaml_file import Document, read_yaml
+
+BASELINES = ("resize", "multidiffusion")
+"""Methods of the paper's comparison that a later version brings."""
+
+
+class Metric(StrEnum):
+    """What is measured of each image."""
+
+    ENTROPY = "entropy"
+    """Mean entropy of self-attention in nats, for every layer and step."""
+    OBJECTS = "objects"
+    """What a scene's caption asks for against what the image holds."""
+
+
+def nearest(word: object, known: "tuple[str, ...] | list[str]") -> str:
+    """The end of an error's line: the known word that `word` was meant to be, or all of them."""
+    close = get_close_matches(str(word), known, n=1, cutoff=0.6)
+    return f"did you mean {str(close[0])!r}?" if close else f"use one of {', '.join(known)}"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Sampler(_Strict):
+    """How an image is sampled. A guidance of 1 draws without the unconditional half."""
+
+    name: Literal["ddim"] = "ddim"
+    steps: int = Field(default=25, ge=1, le=1000)
+    guidance: float = Field(default=5.0, ge=0.0, allow_inf_nan=False)
+
+
+class ScenePrompts(_Strict):
+    """So many balanced captions of the built-in scenes."""
+
+    scenes: int = Field(ge=1)
+
+
+class ParquetPrompts(_Strict):
+    """`count` captions drawn without replacement from a column of a Parquet file."""
+
+    parquet: str = Field(min_length=1)
+    column: str = "caption"
+    count: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+def _tuple(value: object) -> object:
+    if isinstance(value, list) and not value:
+        raise UserError("this list is empty: give one entry or more")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _size(value: object) -> object:
+    return value if isinstance(value, tuple) else parse_size(value)  # pyright: ignore[reportArgumentType]
+
+
+def _method(value: object) -> Scaling:
+    name = value.get("rule") if isinstance(value, Mapping) else value
+    if name in BASELINES:
+        raise UserError(f"method {name!r} is not available yet: this version draws the rules {', '.join(ScaleRule)}")
+    if isinstance(value, Mapping):
+        for key in sorted(set(value) - {"rule", "multiplier"}, key=str):
+            raise UserError(f"unknown key {key!r} of a method: {nearest(key, ('rule', 'multiplier'))}")
+    elif not isinstance(value, str | Scaling):
+        raise UserError(f"method {value!r} is neither a rule's name nor {{rule: fixed, multiplier: 0.8}}")
+    if isinstance(name, str) and name not in list(ScaleRule):
+        raise UserError(f"unknown rule {name!r}: {nearest(name, [*ScaleRule])}")
+    if name == ScaleRule.FIXED and not (isinstance(value, Mapping) and "multiplier" in value):
+        raise UserError("rule 'fixed' needs its multiplier: write {rule: fixed, multiplier: 0.8}")
+    return Scaling.of(value)  # pyright: ignore[reportArgumentType]
+
+
+def _metric(value: object) -> Metric:
+    if value not in list(Metric):
+        raise UserError(f"unknown metric {value!r}: {nearest(value, [*Metric])}")
+    return Metric(str(value))
+
+
+def _prompts_kind(value: object) -> str:
+    if isinstance(value, Mapping):
+        near = get_close_matches("parquet", [str(key) for key in value], n=1) or {"column", "count"} & set(value)
+        return "<parquet>" if near else "<scenes>"
+    if isinstance(value, BaseModel):
+        return "<parquet>" if isinstance(value, ParquetPrompts) else "<scenes>"
+    return "<file>" if isinstance(value, str) else "<list>"
+
+
+def _write_size(size: tuple[int, int] | None) -> str | None:
+    return None if size is None else f"{size[0]}x{size[1]}"
+
+
+def _write_method(scaling: Scaling) -> object:
+    if scaling.rule is not ScaleRule.FIXED:
+        return scaling.rule.value
+    multiplier = scaling.multiplier
+    return {"rule": "fixed", "multiplier": list(multiplier) if isinstance(multiplier, tuple) else multiplier}
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_size), PlainSerializer(_write_size)]
+Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(_write_method)]
+Caption = Annotated[str, Field(min_length=1)]
+Prompts = Annotated[
+    Annotated[ScenePrompts, Tag("<scenes>")]
+    | Annotated[ParquetPrompts, Tag("<parquet>")]
+    | Annotated[Caption, Tag("<file>")]
+    | Annotated[Annotated[tuple[Caption, ...], BeforeValidator(_tuple)], Tag("<list>")],
+    Discriminator(_prompts_kind),
+]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _count_or_auto(value: object) -> object:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise UserError(f"{value!r} is neither auto nor a whole number above 0")
+    return value
+
+
+class SweepSpec(_Strict):
+    """A sweep as its author wrote it. Sizes are (width, height) in pixels."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    models: Annotated[tuple[Caption, ...], BeforeValidator(_tuple)]
+    sizes: Annotated[tuple[Size, ...], BeforeValidator(_tuple)]
+    methods: Annotated[tuple[Method, ...], BeforeValidator(_tuple)]
+    prompts: Prompts
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_tuple)] = (0,)
+    sampler: Sampler = Sampler()
+    batch: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
+    metrics: Annotated[
+        tuple[Annotated[Metric, BeforeValidator(_metric)], ...],
+        BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+    ] = ()
+    train_size: Size | None = None
+    workers: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "model" not in value:
+            return value
+        if "models" in value:
+            raise UserError("both model and models are given: keep one")
+        rest = {key: item for key, item in value.items() if key != "model"}
+        return {**rest, "models": [value["model"]]}
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """A sweep and where it was read: paths in it are relative to the folder of its file."""
+
+    path: Path
+    spec: SweepSpec
+    weights: Mapping[str, str]
+    """Hashes of the models' weights that a run folder's own `spec.yaml` promises; empty elsewhere."""
+
+    @property
+    def folder(self) -> Path:
+        return self.path.resolve().parent
+
+
+def read_sweep(path: str | Path) -> SweepFile:
+    """The sweep in a YAML file: under `metadata: sweep:` of a Ray cluster configuration, or under a bare `sweep:`.
+
+    Raises UserError, one line with file, line and remedy.
+    """
+    document = read_yaml(path)
+    place = _find_section(document)
+    section = document.value
+    for key in place:
+        section = section[key]
+    if not isinstance(section, Mapping):
+        raise document.error(place, f"{'.'.join(place)} holds no keys: see sweeps/aspect.yaml for an example")
+    try:
+        spec = SweepSpec.model_validate(section)
+    except ValidationError as error:
+        raise _first_error(document, place, error) from error
+    return SweepFile(document.path, spec, _weights(document))
+
+
+def _find_section(document: Document) -> tuple[str, ...]:
+    top = document.value
+    if not isinstance(top, Mapping):
+        raise document.error((), "the file holds no keys: write the sweep under `sweep:`")
+    metadata = top.get("metadata")
+    if isinstance(metadata, Mapping) and "sweep" in metadata:
+        return ("metadata", "sweep")
+    if isinstance(metadata, Mapping) or "cluster_name" in top:
+        place = ("metadata",) if "metadata" in top else ()
+        raise document.error(place, "no sweep in this cluster configuration: write it under `metadata: sweep:`")
+    for key in top:
+        if key not in ("sweep", "weights"):
+            raise document.error((key,), f"unknown key {key!r} at the top: {nearest(key, ('sweep', 'metadata'))}")
+    if "sweep" not in top:
+        raise document.error((), "no sweep in this file: write it under `sweep:`")
+    return ("sweep",)
+
+
+def _weights(document: Document) -> dict[str, str]:
+    weights = document.value.get("weights", {}) if "metadata" not in document.value else {}
+    if not isinstance(weights, Mapping) or not all(isinstance(value, str) for value in weights.values()):
+        raise document.error(("weights",), "weights is no table of model: hash, as a run folder's spec.yaml has it")
+    return {str(key): str(value) for key, value in weights.items()}
+
+
+_KEYS: dict[str | int, type[BaseModel]] = {
+    "sampler": Sampler,
+    "<scenes>": ScenePrompts,
+    "<parquet>": ParquetPrompts,
+}
+
+
+def _first_error(document: Document, place: tuple[str, ...], error: ValidationError) -> UserError:
+    # A misspelt key makes two errors, the unknown key and the missing one: the unknown one says what to do.
+    found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")[0]
+    location: list[str | int] = list(found["loc"])
+    if location[:1] == ["models"] and (*place, "models") not in document.lines and (*place, "model") in document.lines:
+        location[:] = ["model"]
+    name = _dotted(location) or _dotted(place)
+    return document.error((*place, *location), _explain(found, location, name))
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if not str(part).startswith("<")]
+    return "".join(parts).removeprefix(".")
+
+
+def _explain(found: Any, location: list[str | int], name: str) -> str:
+    kind = found["type"]
+    if kind == "extra_forbidden":
+        parent = _KEYS.get(location[-2], SweepSpec) if len(location) > 1 else SweepSpec
+        known = [*parent.model_fields, *(["model"] if parent is SweepSpec else [])]
+        return f"unknown key {str(location[-1])!r}: {nearest(location[-1], known)}"
+    if kind == "missing":
+        return f"key {'model' if name == 'models' else name!r} is missing: add it"
+    if kind == "value_error":
+        return f"{name}: {found['ctx']['error']}"
+    value = repr(found["input"])
+    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    return f"{name} is {shown}: {_reason(found)}"
+
+
+def _reason(found: Any) -> str:
+    own = {
+        "tuple_type": "give a list, as in [a, b]",
+        "string_pattern_mismatch": "use letters, digits, dots, dashes and underscores",
+        "string_too_short": "give a text that is not empty",
+    }
+    return own.get(found["type"], f"it should be {found['msg'].removeprefix('Input should be ')}")

@@ -1,0 +1,48 @@
+"""The actor: a drawer in a process of its own, which looks for its device only after Ray has started it."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import UserError
+from .executor import Failure, Result
+from .plan import Task
+from .spec import Metric
+
+
+class Worker:
+    """Made by Ray in a worker process; `folders` says where the driver found each model."""
+
+    def __init__(self, metrics: Sequence[Metric], folders: Mapping[str, str]):
+        import jax
+
+        from ..compilation import enable_cache
+        from .compiles import CompileCounter
+        from .drawer import Drawer, load_pipeline
+
+        # Even small programs are kept, so that the next worker reads all of them.
+        enable_cache(every_program=True)
+        device = jax.local_devices()[0]
+        name = f"{device.device_kind}:{device.id}@{platform.node()}"
+        self._device = device
+        self._drawer = Drawer(metrics, load_pipeline(folders), CompileCounter(), name)
+
+    def hello(self, kind: str) -> dict[str, Any]:
+        """What this worker is. Raises UserError where JAX found no device of the kind that Ray gave it."""
+        if self._device.platform != kind:
+            raise UserError(
+                f"Ray offers a {kind.upper()} on {platform.node()} and JAX finds only {self._device.platform}: install "
+                f"the extra {'cuda' if kind == 'gpu' else kind}, or set JAX_PLATFORMS=cpu to draw without it"
+            )
+        return {
+            "node": platform.node(),
+            "pid": os.getpid(),
+            "platform": self._device.platform,
+            "kind": self._device.device_kind,
+            "id": self._device.id,
+        }
+
+    def draw(self, task: Task) -> Result | Failure:
+        """See `Drawer.draw`."""
+        return self._drawer.draw(task)

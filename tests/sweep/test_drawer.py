@@ -1,0 +1,109 @@
+import time
+
+import pytest
+from sweep_fakes import FakeCounter, FakeInfo, FakePipe, small_plan
+
+from entscale_jax.errors import UserError
+from entscale_jax.sweep.drawer import Drawer, load_pipeline
+from entscale_jax.sweep.executor import Failure, Result
+from entscale_jax.sweep.spec import Metric
+
+
+class NoCounter:
+    def take(self):
+        return [], 0.0
+
+
+def _tasks():
+    plan = small_plan()
+    return plan.tasks({cell.id for cell in plan.cells})
+
+
+def _drawer(pipe, counter=None, metrics=(Metric.ENTROPY,)):
+    return Drawer(metrics, lambda cell: pipe, counter or NoCounter(), "fake")
+
+
+def test_a_model_is_loaded_once_and_a_program_made_ready_once():
+    pipe, loads = FakePipe(), []
+    drawer = Drawer((), lambda cell: loads.append(cell.model) or pipe, NoCounter(), "fake")
+    for task in _tasks():
+        assert isinstance(drawer.draw(task), Result)
+    assert loads == ["fake"]
+    assert [(one["width"], one["rule"].label) for one in pipe.compiled] == [
+        *((64, "original"), (64, "entropy"), (96, "original"), (96, "entropy"), (30, "original"), (30, "entropy"))
+    ]
+    assert {(one["batch"], one["steps"], one["guidance"]) for one in pipe.compiled} == {(4, 25, 5.0)}
+
+
+def test_seconds_are_those_of_drawing_shared_by_the_stored_images():
+    class SlowPipe(FakePipe):
+        def compile(self, **keywords):
+            time.sleep(0.3)
+
+        def __call__(self, prompts, **keywords):
+            time.sleep(0.06)
+            return super().__call__(prompts, **keywords)
+
+    result = _drawer(SlowPipe()).draw(_tasks()[2])
+    assert 0.06 <= result.steady_seconds < 0.3
+    assert [drawn.columns["seconds"] for drawn in result.drawn] == [result.steady_seconds / 2] * 2
+
+
+def test_compiling_within_a_call_is_taken_off_its_seconds():
+    class Late(FakeCounter):
+        def __init__(self):
+            self.told = iter([0.0, 2.0, 5.0])
+
+        def take(self):
+            return [], next(self.told)
+
+    result = _drawer(FakePipe(), Late()).draw(_tasks()[0])
+    assert (result.compile_seconds, result.steady_seconds) == (7.0, 0.0)
+
+
+def test_only_wanted_images_come_back_and_the_batch_is_full():
+    pipe = FakePipe()
+    chunk = small_plan().chunks[0]
+    result = _drawer(pipe).draw(chunk.task({chunk.cells[2].id}))
+    assert [drawn.cell for drawn in result.drawn] == [chunk.cells[2].id]
+    assert pipe.calls[0]["prompts"] == [chunk.cells[2].prompt] * 4
+
+
+def test_what_is_not_asked_for_is_not_measured():
+    result = _drawer(FakePipe(), metrics=()).draw(_tasks()[0])
+    assert all(drawn.entropy == [] and set(drawn.columns) == {"seconds", "device"} for drawn in result.drawn)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (UserError("the folder has no unet"), ("the folder has no unet", True)),
+        (RuntimeError("out of\n  memory"), ("RuntimeError: out of memory (test_drawer.py:", False)),
+    ],
+)
+def test_an_error_comes_back_as_one_line(error, failure):
+    def load(cell):
+        raise error
+
+    found = Drawer((), load, NoCounter(), "fake").draw(_tasks()[0])
+    assert isinstance(found, Failure)
+    assert found.error.startswith(failure[0])
+    assert found.fatal is failure[1]
+    assert "\n" not in found.error
+
+
+def test_other_weights_on_a_node_are_an_error(monkeypatch, tmp_path):
+    from entscale_jax import TextToImage
+
+    asked = []
+
+    def from_pretrained(model, *, train_size):
+        asked.append((model, train_size))
+        return FakePipe(FakeInfo(weights="cd" * 32))
+
+    monkeypatch.setattr(TextToImage, "from_pretrained", from_pretrained)
+    cell = small_plan().cells[0]
+    for folder, opened in [(str(tmp_path), str(tmp_path)), ("/not/on/this/node", "fake")]:
+        with pytest.raises(UserError, match="has the weights cdcdcdcdcdcd and not those of the plan, abababababab"):
+            load_pipeline({"fake": folder})(cell)
+        assert asked[-1] == (opened, (64, 64))

@@ -1,0 +1,46 @@
+import pytest
+import yaml
+
+from entscale_jax.errors import UserError
+from entscale_jax.sweep.run_spec import check_same, dump_spec
+from entscale_jax.sweep.spec import SweepSpec, read_sweep
+
+AWKWARD = ("no", "on", "1e3", "010", "0x40", "1:30", "null", "~", "- a", "a: b", "#", "'", '"', "grün\nund blau", "3")
+
+
+def _spec(**changes):
+    keys = {"name": "a", "model": "m", "sizes": ["64x48"], "methods": ["original"], "prompts": list(AWKWARD)}
+    return SweepSpec.model_validate({**keys, **changes})
+
+
+def test_every_caption_comes_back_by_either_reading_of_yaml(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_spec(_spec(), AWKWARD, {"m": "ab"}))
+    assert read_sweep(path).spec.prompts == AWKWARD
+    assert yaml.safe_load(path.read_text())["sweep"]["prompts"] == list(AWKWARD)
+
+
+def test_all_of_a_spec_comes_back(tmp_path):
+    spec = _spec(
+        methods=["entropy", {"rule": "fixed", "multiplier": 0.8}, {"rule": "fixed", "multiplier": [0.1, 1]}],
+        seeds=[3, 1],
+        train_size="96x64",
+        batch=3,
+        metrics=["objects"],
+        sampler={"steps": 7, "guidance": 1},
+    )
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_spec(spec, AWKWARD, {}))
+    assert read_sweep(path).spec == spec
+    check_same(path, dump_spec(spec.model_copy(update={"workers": 9}), AWKWARD, {}))
+
+
+def test_a_long_difference_is_cut(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_spec(_spec(), AWKWARD, {}))
+    other = _spec(seeds=[1], sizes=["8x8"], methods=["entropy"], batch=2, prompts=["x" * 500])
+    with pytest.raises(UserError) as caught:
+        check_same(path, dump_spec(other, ["x" * 500], {}))
+    assert "sizes has 64x48 there and 8x8 here; methods has original there and entropy here" in str(caught.value)
+    assert "and 2 more" in str(caught.value)
+    assert len(str(caught.value)) < 700
