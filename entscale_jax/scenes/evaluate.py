@@ -1,5 +1,9 @@
-"""How often the built-in model draws what its captions say, and a contact sheet to look at."""
+"""How often the built-in model draws what its captions say, and a contact sheet to look at.
 
+`python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png` writes both into the documentation.
+"""
+
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,8 @@ from ..metrics.captions import parse_caption
 from ..metrics.objects import Verdict, compare
 from ..pipeline import TextToImage
 from .captions import balanced_captions
+
+_BEGIN, _END = "<!-- measured -->", "<!-- end of measured -->"
 
 Images = UInt8[np.ndarray, "batch height width 3"]
 
@@ -76,5 +82,30 @@ def contact_sheet(images: Images, file: Path, *, columns: int = 16, zoom: int = 
     Image.fromarray(sheet).resize(size, Image.Resampling.NEAREST).save(file)
 
 
+def main(document: Path, sheet: Path, model: str = "scenes") -> None:
+    """Draws 128 captions by `model`, replaces what stands between the two marks of `document`, and writes the sheet."""
+    found, captions, images = evaluate(TextToImage.from_pretrained(model))
+    contact_sheet(images, sheet)
+    shares = [f"| {count} | {share:.0%} |" for count, share in found.exact_by_count.items()]
+    lines = [
+        f"Of {len(captions)} captions, equal shares of one, two and three objects, at the training size with 25 steps",
+        f"and guidance 5: **{found.exact:.1%} exact**; missing {found.missing:.2f}, extra {found.extra:.2f} a picture.",
+        "Made by `python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png`.",
+        "",
+        "| objects asked for | exact |",
+        "| --- | --- |",
+        *shares,
+        "",
+        f"![{len(captions)} pictures, one a caption]({sheet.name})",
+    ]
+    before, rest = document.read_text().split(_BEGIN)
+    document.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + rest.split(_END)[1]]))
+    print(found)
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -111,7 +111,8 @@ def _update(loss: Loss, optimizer: optax.GradientTransformation, stage: Stage, m
         changes, moments = optimizer.update(slope, state["optimizer"], state["parameters"])
         parameters = optax.apply_updates(state["parameters"], changes)
         # Early averages would remember the random start: the decay grows with the step.
-        decay = jnp.minimum(stage.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
+        taken = state["step"].astype(jnp.float32)
+        decay = jnp.minimum(stage.ema, (1.0 + taken) / (10.0 + taken))
         average = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state["average"], parameters)
         return {
             "step": state["step"] + 1,
