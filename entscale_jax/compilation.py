@@ -18,7 +18,7 @@ def enable_cache(*, every_program: bool = False) -> None:
     Args:
         every_program: store small programs too, which JAX leaves out by default; a sweep's workers share them.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values.get("jax_compilation_cache_dir"):
         folder = cache_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -285,7 +285,8 @@ class UpBlock(nnx.Module):
             if hasattr(self, "attentions"):
                 hidden = self.attentions[index](hidden, context, rule, record)
         if hasattr(self, "upsamplers"):
-            hidden = self.upsamplers[0](hidden, skips[-1].shape[1:3])
+            _, height, width, _ = skips[-1].shape
+            hidden = self.upsamplers[0](hidden, (height, width))
         return hidden
 
 
