@@ -74,10 +74,10 @@ def test_constraints_hold_plain_pins():
 def test_ci_runs_the_test_command_of_the_readme():
     assert re.search(r"^make check$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     assert "make test" in (ROOT / "README.md").read_text()
-    tests = make_commands("test")
-    assert any("pytest" in line for line in tests)
-    assert set(tests) <= set(make_commands("check"))
-    assert not set(tests) & set(make_commands("format"))
+    tests = {line for line in make_commands("test") if "pytest" in line}
+    assert tests
+    assert tests <= set(make_commands("check"))
+    assert not tests & set(make_commands("format"))
 
 
 @pytest.mark.parametrize("tool", ["ruff format --check", "ruff check", "pyright", "lint-imports"])

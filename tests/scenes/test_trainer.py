@@ -10,7 +10,6 @@ import pytest
 from entscale_jax.scenes.recipe import Stage
 from entscale_jax.scenes.trainer import train
 
-
 STAGE = Stage(steps=6, batch=2, learning_rate=0.1, warmup=2)
 
 
