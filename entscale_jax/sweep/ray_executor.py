@@ -128,7 +128,7 @@ class RayExecutor:
         try:
             value: Result | Failure = ray.get(ref, timeout=GET_SECONDS)
         except RayActorError as error:
-            return Lost(worker, task, _last_line(error))
+            return Lost(worker, task, _last_line(error).split(" Some common causes")[0])
         except RayError as error:
             return Failed(worker, task, Failure(f"{type(error).__name__}: {_last_line(error)}"))
         if worker not in self._devices:
