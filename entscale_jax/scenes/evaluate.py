@@ -56,6 +56,13 @@ def evaluate(
     return score(captions, images), captions, images
 
 
+def layer_entropy(pipe: TextToImage, *, count: int = 8) -> dict[str, tuple[float, float]]:
+    """Layer -> its mean attention entropy at the training size and log T, the most that it could be, in nats."""
+    out = pipe(balanced_captions(count), rule="original", steps=25, guidance=5.0, decode=False, measure_entropy=True)
+    most = {name: float(np.log(pipe.info.train_tokens[level])) for name, (level, _, _) in pipe.layers.items()}
+    return {name: (float(values.mean()), most[name]) for name, values in (out.entropy or {}).items()}
+
+
 def score(captions: Sequence[str], images: Images) -> Score:
     """What the detector reads in each picture, against its caption."""
     verdicts = [compare(image, caption) for image, caption in zip(images, captions, strict=True)]
@@ -84,8 +91,10 @@ def contact_sheet(images: Images, file: Path, *, columns: int = 16, zoom: int = 
 
 def main(document: Path, sheet: Path, model: str = "scenes") -> None:
     """Draws 128 captions by `model`, replaces what stands between the two marks of `document`, and writes the sheet."""
-    found, captions, images = evaluate(TextToImage.from_pretrained(model))
+    pipe = TextToImage.from_pretrained(model)
+    found, captions, images = evaluate(pipe)
     contact_sheet(images, sheet)
+    entropies = [f"| {name} | {mean:.2f} | {most:.2f} |" for name, (mean, most) in layer_entropy(pipe).items()]
     shares = [f"| {count} | {share:.0%} |" for count, share in found.exact_by_count.items()]
     lines = [
         f"Of {len(captions)} captions, equal shares of one, two and three objects, at the training size with 25 steps",
@@ -97,6 +106,12 @@ def main(document: Path, sheet: Path, model: str = "scenes") -> None:
         *shares,
         "",
         f"![{len(captions)} pictures, one a caption]({sheet.name})",
+        "",
+        "Mean entropy of its self-attention at the training size, over 8 captions, heads and steps, in nats:",
+        "",
+        "| layer | E_T | log T |",
+        "| --- | --- | --- |",
+        *entropies,
     ]
     before, rest = document.read_text().split(_BEGIN)
     document.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + rest.split(_END)[1]]))
