@@ -118,7 +118,7 @@ def main(document: Path, sheet: Path, model: str = "scenes") -> None:
     print(found)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float | bool]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 

@@ -136,7 +136,7 @@ def test_more_steps_than_timesteps_are_refused():
     ours, theirs = _schedules(steps_offset=1)
     with pytest.raises(ValueError, match="1001"):
         theirs.set_timesteps(1001)
-    for steps in (1001, 0, -3, 2.5, True):
+    for steps in (1001, 0, -3, True):
         with pytest.raises(UserError, match="from 1 to 1000"):
             ours.ddim(steps)
     with pytest.raises(UserError, match="steps_offset=1"):
