@@ -118,7 +118,7 @@ def main(document: Path, sheet: Path, model: str = "scenes") -> None:
     print(found)
 
 
-def _mean(values: Sequence[float | bool]) -> float:
+def _mean(values: Sequence[int]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
