@@ -1,57 +1,85 @@
 """The captions that the built-in model is trained with, and the balanced sets that sweeps and evaluations draw."""
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import combinations, islice
 
 import numpy as np
 
 from ..errors import UserError
-from ..metrics.captions import KINDS, MAX_OBJECTS, write_caption
+from ..metrics.captions import KINDS, MAX_OBJECTS, Kind, write_caption
 
-# Every round of six captions names each of the 12 kinds once.
-_ROUND = (1, 2, 3, 1, 2, 3)
-_TRIES = 200
+HELD_OUT = frozenset(
+    frozenset((Kind(*first.split()), Kind(*second.split())))
+    for first, second in (
+        ("red circle", "blue square"),
+        ("green square", "yellow triangle"),
+        ("blue triangle", "red square"),
+        ("yellow circle", "green triangle"),
+        ("red triangle", "green circle"),
+        ("blue circle", "yellow square"),
+    )
+)
+"""Pairs of kinds that no training picture holds together; every kind is in one of them."""
+_WITH = 0.25
+"""Share of the training captions of several objects that say `with`."""
+
+
+def is_held_out(kinds: Sequence[Kind]) -> bool:
+    """Whether `kinds` hold a pair that training never shows together."""
+    return any(frozenset(pair) in HELD_OUT for pair in combinations(kinds, 2))
 
 
 def sample_captions(rng: np.random.Generator, count: int, objects: int | None = None) -> list[str]:
-    """`count` random captions of `objects` objects each, or of one to three in equal shares."""
+    """`count` random training captions of `objects` objects each, or of one to four in equal shares."""
     _check(count, objects)
     numbers = rng.integers(1, MAX_OBJECTS + 1, count) if objects is None else np.full(count, objects)
-    return [write_caption([KINDS[i] for i in rng.permutation(len(KINDS))[:number]]) for number in numbers]
+    return [_sample(rng, int(number), held_out=False) for number in numbers]
+
+
+def held_out_captions(rng: np.random.Generator, count: int, objects: int | None = None) -> list[str]:
+    """As `sample_captions`, of two or more objects and each with a pair that training never shows."""
+    _check(count, objects, fewest=2)
+    numbers = rng.integers(2, MAX_OBJECTS + 1, count) if objects is None else np.full(count, objects)
+    return [_sample(rng, int(number), held_out=True) for number in numbers]
 
 
 def balanced_captions(count: int, seed: int = 0) -> list[str]:
-    """`count` fixed captions of one, two, three, one, two, ... objects, every kind equally often; a shorter set begins
+    """`count` fixed captions of one, two, three, four, one, ... objects, without held-out pairs; a shorter set begins
     a longer one.
 
-    The 12 captions of one object recur only after all have come; the others not before most of theirs have.
+    Every kind comes once in 12 captions of one object, and nine times in the 36 others between them.
     """
     _check(count)
-    return list(islice(_rounds(np.random.default_rng(seed)), count))
+    return list(islice(_balanced(np.random.default_rng(seed)), count))
 
 
-def _rounds(rng: np.random.Generator) -> Iterator[str]:
-    seen: set[str] = set()
-    singles: list[int] = []
+def _balanced(rng: np.random.Generator) -> Iterator[str]:
+    singles, others = _shuffled_forever(rng), _shuffled_forever(rng)
     while True:
-        singles = singles or rng.permutation(len(KINDS)).tolist()
-        pair = singles.pop(), singles.pop()
-        rounds = [_round(*pair, rng)]
-        while len(rounds) < _TRIES and not seen.isdisjoint(rounds[-1]):
-            rounds.append(_round(*pair, rng))
-        seen.update(caption for caption, number in zip(rounds[-1], _ROUND, strict=True) if number > 1)
-        yield from rounds[-1]
+        yield write_caption([next(singles)])
+        # Nine kinds make one caption each of two, three and four: cut anew until the cut is lawful.
+        pool = [next(others) for _ in range(9)]
+        groups = pool[:2], pool[2:5], pool[5:]
+        while any(len(set(group)) < len(group) or is_held_out(group) for group in groups):
+            pool = [pool[i] for i in rng.permutation(9)]
+            groups = pool[:2], pool[2:5], pool[5:]
+        yield from map(write_caption, groups)
 
 
-def _round(first: int, second: int, rng: np.random.Generator) -> list[str]:
-    others = iter(rng.permutation([i for i in range(len(KINDS)) if i not in (first, second)]))
-    single = iter((first, second))
-    chosen = ([next(single)] if number == 1 else islice(others, number) for number in _ROUND)
-    return [write_caption([KINDS[i] for i in indices]) for indices in chosen]
+def _shuffled_forever(rng: np.random.Generator) -> Iterator[Kind]:
+    while True:
+        yield from (KINDS[i] for i in rng.permutation(len(KINDS)))
 
 
-def _check(count: int, objects: int | None = None) -> None:
+def _sample(rng: np.random.Generator, number: int, *, held_out: bool) -> str:
+    while True:
+        kinds = [KINDS[i] for i in rng.permutation(len(KINDS))[:number]]
+        if is_held_out(kinds) == held_out:
+            return write_caption(kinds, joined_by_with=bool(rng.random() < _WITH))
+
+
+def _check(count: int, objects: int | None = None, fewest: int = 1) -> None:
     if count < 0:
         raise UserError(f"{count} captions asked for: give 0 or more")
-    if objects is not None and not 1 <= objects <= MAX_OBJECTS:
-        raise UserError(f"captions of {objects} objects asked for: give 1 to {MAX_OBJECTS}")
+    if objects is not None and not fewest <= objects <= MAX_OBJECTS:
+        raise UserError(f"captions of {objects} objects asked for: give {fewest} to {MAX_OBJECTS}")

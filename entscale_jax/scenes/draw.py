@@ -7,12 +7,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..errors import UserError
-from ..metrics.captions import BACKGROUND, COLOURS, Kind, parse_caption
+from ..metrics.captions import BACKGROUND, COLOURS, TRAIN_SIZE, Kind, parse_caption, radii
 
-RADII = (7.0, 10.0)  # of a circle, in pixels; the other shapes have the same area
-MARGIN = 3.0  # pixels between the bounding boxes of two objects; 2 at least where they must shrink
+MARGIN = 4.0  # pixels between the bounding boxes of two objects at the training size, and at least 2 below it
 EDGE = 1.5  # pixels from a bounding box to the edge of the picture, which anti-aliasing then never touches
-SMALLEST = 4.5  # a smaller radius is no longer a shape that can be told from another
 
 _HALF_SIDE = np.sqrt(np.pi) / 2  # of a square with the area of the unit circle
 _INRADIUS = np.sqrt(np.pi / 3 / np.sqrt(3))  # of an equilateral triangle with that area
@@ -23,9 +21,7 @@ _REACH = {
     "triangle": (2 * _INRADIUS, _INRADIUS, np.sqrt(3) * _INRADIUS),
 }
 _CANDIDATES = 24  # places tried for an object before the scene is begun again
-# Relative sizes tried, and how often a scene is begun at each. Three triangles of the smallest radius fit into 32x32
-# pixels once in seven attempts, so 200 attempts fail in one scene of 1e13.
-_ATTEMPTS = (*((0.9**i, 12) for i in range(7)), (SMALLEST / RADII[1], 200))
+_ATTEMPTS = 400
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class SceneObject:
 
 
 def draw_batch(
-    captions: Sequence[str], rng: np.random.Generator, *, height: int = 64, width: int = 64
+    captions: Sequence[str], rng: np.random.Generator, *, height: int = TRAIN_SIZE, width: int = TRAIN_SIZE
 ) -> UInt8[np.ndarray, "batch height width 3"]:
     """A random scene for each caption."""
     scenes = [draw_scene(caption, rng, height=height, width=width) for caption in captions]
@@ -53,25 +49,26 @@ def draw_batch(
 
 
 def draw_scene(
-    caption: str, rng: np.random.Generator, *, height: int = 64, width: int = 64
+    caption: str, rng: np.random.Generator, *, height: int = TRAIN_SIZE, width: int = TRAIN_SIZE
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A random scene of `caption`. Raises UserError for an unknown caption or a size too small for its objects."""
     return paint(place(parse_caption(caption), rng, height=height, width=width), height=height, width=width)
 
 
 def place(
-    kinds: Sequence[Kind], rng: np.random.Generator, *, height: int = 64, width: int = 64
+    kinds: Sequence[Kind], rng: np.random.Generator, *, height: int = TRAIN_SIZE, width: int = TRAIN_SIZE
 ) -> tuple[SceneObject, ...]:
-    """Positions and radii at random, apart from each other: of the training size where they fit, else smaller.
+    """Positions and radii at random, apart from each other; the radii are uniform in `radii(height, width)`.
 
-    Raises UserError where they do not fit at the smallest radius either.
+    Raises UserError where the objects do not fit.
     """
-    for scale in (scale for scale, restarts in _ATTEMPTS for _ in range(restarts)):
-        radii = np.maximum(scale * rng.uniform(*RADII, len(kinds)), SMALLEST)
-        objects = _try_to_place(kinds, radii, rng, height, width, max(scale * MARGIN, 2.0))
+    low, high = radii(height, width)
+    margin = max(MARGIN * high / radii(TRAIN_SIZE, TRAIN_SIZE)[1], 2.0)
+    for _ in range(_ATTEMPTS):
+        objects = _try_to_place(kinds, rng.uniform(low, high, len(kinds)), rng, height, width, margin)
         if objects is not None:
             return objects
-    raise UserError(f"{len(kinds)} objects do not fit into {width}x{height} pixels: draw a larger picture")
+    raise UserError(f"{len(kinds)} objects do not fit into {width}x{height} pixels: draw a larger or a squarer picture")
 
 
 def paint(objects: Sequence[SceneObject], *, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:

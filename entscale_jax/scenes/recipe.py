@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..metrics.captions import TRAIN_SIZE
 from ..models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 
-SIZE = 64
-"""Pixels along each side of a training picture."""
+SIZE = TRAIN_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class Stage:
 
 
 AUTOENCODER = AutoencoderKLConfig(
-    down_block_types=("DownEncoderBlock2D",) * 3,
-    up_block_types=("UpDecoderBlock2D",) * 3,
-    block_out_channels=(16, 32, 64),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(8, 24, 48, 64),
     layers_per_block=1,
     norm_num_groups=8,
     mid_block_add_attention=False,
@@ -40,7 +40,7 @@ TEXT = CLIPTextConfig(
     intermediate_size=384,
     num_hidden_layers=2,
     num_attention_heads=3,
-    max_position_embeddings=16,
+    max_position_embeddings=24,
 )
 UNET = UNet2DConditionConfig(
     sample_size=SIZE // 4,
@@ -75,7 +75,7 @@ class Recipe:
     text: CLIPTextConfig = TEXT
     unet: UNet2DConditionConfig = UNET
     scheduler: Mapping[str, Any] = field(default_factory=SCHEDULER.copy)
-    autoencoder_stage: Stage = Stage(steps=1000, batch=8, learning_rate=2e-3, gradient_norm=0.5)
+    autoencoder_stage: Stage = Stage(steps=1600, batch=8, learning_rate=2e-3, gradient_norm=0.5)
     diffusion_stage: Stage = Stage(steps=4000, batch=16, learning_rate=8e-4)
     kl_weight: float = 1e-6
     """Of the autoencoder's divergence from a unit Gaussian, summed over a picture, beside the mean absolute error."""

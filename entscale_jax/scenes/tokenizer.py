@@ -9,7 +9,7 @@ from pathlib import Path
 from ..metrics.captions import COLOURS, SHAPES
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MAX_LENGTH = 16
+MAX_LENGTH = 24
 # The words of captions, then those that later captions may need: the model's embedding table is made for all of them.
 WORDS = (
     *("a", "and", ",", *COLOURS, *SHAPES),
