@@ -4,6 +4,7 @@ Letters are those of `jax.nn`: B batch, T query positions, S key and value posit
 The paper's N and T, token counts at the size drawn and in training, are the words `tokens` and `train_tokens`.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -14,8 +15,8 @@ from jaxtyping import Array, Float
 from .errors import UserError
 from .scales import ScaleRule, Scaling
 
-Record = Callable[[str, Float[Array, "B N"]], None]
-"""Takes a layer's name and its mean entropy per image and head, in nats, while a model is traced."""
+Record = Callable[[str, Float[Array, "B N"], Float[Array, "B N"]], None]
+"""Takes a layer's name, its mean entropy and its mean logit gap per image and head, in nats, while a model is traced."""
 
 IMPLEMENTATIONS = ("xla", "chunked")
 _CHUNKED_LOGITS = 2**21
@@ -66,14 +67,30 @@ def attention_entropy(
 
     Computed as `log sum exp(l) - sum A l` with l the logits less their maximum. Source: the paper's Ent(A_i), Eq. 2.
     """
+    return attention_statistics(query, key, scale=scale, implementation=implementation)[0]
+
+
+def attention_statistics(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    *,
+    scale: float,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
+    """Entropy and logit gap of every attention row, in nats, without holding more than a block of rows.
+
+    The logit gap is the row's largest logit less the log of the mean of its `exp(logit)`: 0 where attention is uniform,
+    `log S` at most, since it equals `log S + log max_j A_ij`.
+    """
     check_scale(scale)
     if _choose(implementation, query, key) == "xla":
-        return _entropy(_logits(query, key, scale))
+        return _statistics(_logits(query, key, scale))
 
-    def entropy(rows: Float[Array, "t H"], key: Float[Array, "S H"]):
-        return _entropy(_head_logits(rows, key, scale))[:, None]
+    def statistics(rows: Float[Array, "t H"], key: Float[Array, "S H"]):
+        return jnp.stack(_statistics(_head_logits(rows, key, scale)), axis=-1)
 
-    return jnp.moveaxis(_map_blocks(entropy, query, key)[..., 0], 1, 2)
+    found = jnp.moveaxis(_map_blocks(statistics, query, key), 1, 2)
+    return found[..., 0], found[..., 1]
 
 
 class EntropyScaledAttention(nnx.Module):
@@ -107,11 +124,12 @@ class EntropyScaledAttention(nnx.Module):
     def __call__(
         self, hidden: Float[Array, "B T D"], rule: Scaling | None = None, record: Record | None = None
     ) -> Float[Array, "B T D"]:
-        """Attends over all tokens of `hidden`; hands the mean entropy of each head to `record`."""
+        """Attends over all tokens of `hidden`; hands each head's mean entropy and logit gap to `record`."""
         query, key, value = (split_heads(to(hidden), self.heads) for to in (self.to_q, self.to_k, self.to_v))
         scale = self.scale(hidden.shape[1], rule)
         if record is not None:
-            record(self.layer, attention_entropy(query, key, scale=scale).mean(axis=-1))
+            entropy, gap = attention_statistics(query, key, scale=scale)
+            record(self.layer, entropy.mean(axis=-1), gap.mean(axis=-1))
         return self.to_out[0](merge_heads(dot_product_attention(query, key, value, scale=scale)))
 
 
@@ -171,11 +189,12 @@ def _head_logits(rows: Array, key: Array, scale: float) -> Float[Array, "t S"]:
     return scale * jnp.einsum("tH,SH->tS", rows, key, preferred_element_type=accumulator(rows.dtype))
 
 
-def _entropy(logits: Float[Array, "*rows S"]) -> Float[Array, "*rows"]:
-    shifted = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+def _statistics(logits: Float[Array, "*rows S"]) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(shifted)
     normaliser = exponentials.sum(axis=-1)
-    return jnp.log(normaliser) - (exponentials * shifted).sum(axis=-1) / normaliser
+    entropy = jnp.log(normaliser) - (exponentials * shifted).sum(axis=-1) / normaliser
+    return entropy, math.log(logits.shape[-1]) - jnp.log(normaliser)
 
 
 def _map_blocks(function: Callable[..., Array], query: Array, *rest: Array) -> Float[Array, "B T N X"]:
