@@ -3,6 +3,8 @@
 VENV ?= .venv
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 RUN ?= runs/aspect
+STUDY ?= runs/scenes-study
+STUDY_PARTS := rules multipliers entropy
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -13,10 +15,10 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-full check format clean
+.PHONY: help setup sweep scenes-study scenes-measure test test-full check format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything in it (another Python: make setup PYTHON=python3.12 VENV=.venv312)
 
@@ -31,6 +33,19 @@ $(STAMP): pyproject.toml constraints.txt
 sweep: $(STAMP) ## Draw the aspect-ratio sweep with the built-in model and write its report
 	@$(BIN)/entscale sweep sweeps/aspect.yaml --out $(RUN)
 	@$(BIN)/entscale report $(RUN)
+
+scenes-study: $(STAMP) ## Measure what the rules and any multiplier do to the built-in model, for docs/scenes.md: hours
+	@for part in $(STUDY_PARTS); do \
+		$(BIN)/entscale sweep sweeps/scenes-study-$$part.yaml --out $(STUDY)/$$part || exit; \
+	done
+	@$(BIN)/entscale report $(STUDY_PARTS:%=$(STUDY)/%) --study docs/scenes.md
+
+scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md, going on where it was stopped: hours
+	@$(BIN)/python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png
+	@$(BIN)/python -m entscale_jax.scenes.sensitivity docs/scenes.md
+	@$(BIN)/python -m entscale_jax.scenes.shares docs/scenes.md
+	@$(BIN)/python -m entscale_jax.scenes.sharpness docs/scenes.md
+	@$(BIN)/python -m entscale_jax.parity.float16 docs/scenes.md
 
 test: $(STAMP) ## Run the tests, without the heavy ones
 	@$(BIN)/pytest -m "not full"

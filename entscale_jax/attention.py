@@ -16,11 +16,11 @@ from .errors import UserError
 from .scales import ScaleRule, Scaling
 
 Record = Callable[[str, Float[Array, "B N"], Float[Array, "B N"]], None]
-"""Takes a layer's name, its mean entropy and its mean logit gap per image and head, in nats, while a model is traced."""
+"""Takes a layer's name, its mean entropy and its mean logit gap per image and head, in nats, while tracing."""
 
 IMPLEMENTATIONS = ("xla", "chunked")
-_CHUNKED_LOGITS = 2**21
-"""Above so many logits in the whole call (8 MiB in float32) they no longer stay in a CPU's cache: see `_choose`."""
+_CHUNKED_LOGITS = 2**20
+"""Above so many logits in the whole call (4 MiB in float32) they no longer stay in a CPU's cache: see `_choose`."""
 _BLOCK_LOGITS = 2**20
 """At most so many logits are held at once by the chunked kernel, whatever the number of tokens."""
 
@@ -79,8 +79,8 @@ def attention_statistics(
 ) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
     """Entropy and logit gap of every attention row, in nats, without holding more than a block of rows.
 
-    The logit gap is the row's largest logit less the log of the mean of its `exp(logit)`: 0 where attention is uniform,
-    `log S` at most, since it equals `log S + log max_j A_ij`.
+    The logit gap `g` is the row's largest logit less the log of the mean of `exp(logit)` over its other tokens: what
+    the largest holds against them, since its share is `1 / (1 + (S - 1) exp(-g))`. 0 where attention is uniform.
     """
     check_scale(scale)
     if _choose(implementation, query, key) == "xla":
@@ -115,6 +115,7 @@ class EntropyScaledAttention(nnx.Module):
         self.heads, self.head_dim = heads, head_dim
         self.train_tokens, self.rule, self.level = train_tokens, Scaling.of(rule), level
         self.layer = "attn1"
+        self.recorded: int | None = None
         self.to_q, self.to_k, self.to_v, self.to_out = projections(features, features, heads * head_dim, dtype, rngs)
 
     def scale(self, tokens: int, rule: Scaling | None = None) -> float:
@@ -124,11 +125,15 @@ class EntropyScaledAttention(nnx.Module):
     def __call__(
         self, hidden: Float[Array, "B T D"], rule: Scaling | None = None, record: Record | None = None
     ) -> Float[Array, "B T D"]:
-        """Attends over all tokens of `hidden`; hands each head's mean entropy and logit gap to `record`."""
+        """Attends over all tokens of `hidden`; hands each head's mean entropy and logit gap to `record`.
+
+        Of the batch's first `recorded` pictures only, where that is set.
+        """
         query, key, value = (split_heads(to(hidden), self.heads) for to in (self.to_q, self.to_k, self.to_v))
         scale = self.scale(hidden.shape[1], rule)
         if record is not None:
-            entropy, gap = attention_statistics(query, key, scale=scale)
+            first = slice(self.recorded)
+            entropy, gap = attention_statistics(query[first], key[first], scale=scale)
             record(self.layer, entropy.mean(axis=-1), gap.mean(axis=-1))
         return self.to_out[0](merge_heads(dot_product_attention(query, key, value, scale=scale)))
 
@@ -194,7 +199,13 @@ def _statistics(logits: Float[Array, "*rows S"]) -> tuple[Float[Array, "*rows"],
     exponentials = jnp.exp(shifted)
     normaliser = exponentials.sum(axis=-1)
     entropy = jnp.log(normaliser) - (exponentials * shifted).sum(axis=-1) / normaliser
-    return entropy, math.log(logits.shape[-1]) - jnp.log(normaliser)
+    tokens = logits.shape[-1]
+    positions = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    largest = positions == jnp.argmax(logits, axis=-1, keepdims=True)
+    # Summed without the largest, not by subtraction: of a sharp row nothing would be left. Both floors keep it finite.
+    others = jnp.where(largest, 0.0, exponentials).sum(axis=-1)
+    others = jnp.maximum(others, jnp.finfo(logits.dtype).tiny)
+    return entropy, math.log(max(tokens - 1, 1)) - jnp.log(others)
 
 
 def _map_blocks(function: Callable[..., Array], query: Array, *rest: Array) -> Float[Array, "B T N X"]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, overload
 
@@ -129,17 +130,29 @@ def sweep(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of sweeps, such as runs/aspect.", metavar="RUN...")],
     picture: Annotated[
-        Path | None, typer.Option(help="Also write a PNG of pairs at every size.", show_default=False)
+        Path | None, typer.Option(help="Also write a PNG of the first run's pairs at every size.", show_default=False)
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write what the runs show together into the section `study` of this document, such as "
+            "docs/scenes.md, and its pictures beside it.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Write a run's report, one self-contained HTML file."""
-    from .reports import write_picture, write_report
+    """Write the report of each run, one self-contained HTML file."""
+    from .reports import write_picture, write_report, write_study
 
     if picture is not None:
-        write_picture(run, picture)
-    Console().print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
+        write_picture(runs[0], picture)
+    for run in runs:
+        Console().print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
+    if study is not None:
+        write_study(runs, study)
+        Console().print(f"study: {study}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -173,18 +186,30 @@ def train_scenes(
     out: Annotated[Path, typer.Option(help="Diffusers folder to write, replaced as training goes on.")] = Path(
         "runs/scenes-model"
     ),
-    checkpoints: Annotated[Path, typer.Option(help="Where checkpoints are kept.")] = Path("runs/train-scenes"),
+    checkpoints: Annotated[Path, typer.Option(help="Where checkpoints and log.jsonl are kept.")] = Path(
+        "runs/train-scenes"
+    ),
+    config: Annotated[
+        Path | None, typer.Option(help="YAML with fields of the recipe to change.", show_default=False)
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the weights of an exported folder.", show_default=False)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the diffusion stage; the recipe's if not given.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
 ) -> None:
     """Train the built-in model: an autoencoder, then a UNet with its text encoder. Takes hours on two cores."""
     # One device a core: XLA runs many small operations of a training step on one core each.
     os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
+    from .scenes.recipe import Recipe
+    from .scenes.recipe_file import read_recipe
     from .scenes.train import train_scenes
 
-    console = Console()
-    train_scenes(checkpoints, out, steps=steps, resume=resume, say=console.print)
-    console.print(f"wrote {out}")
+    recipe = Recipe() if config is None else read_recipe(config)
+    if steps is not None:
+        recipe = replace(recipe, diffusion_stage=replace(recipe.diffusion_stage, steps=steps))
+    train_scenes(checkpoints, out, recipe=recipe, init=init, resume=resume)
+    print(f"wrote {out}")
 
 
 @overload

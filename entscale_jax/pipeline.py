@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float32, UInt8
 
 from .attention import accumulator
@@ -17,7 +16,7 @@ from .programs import Programs, Request
 from .scales import ScaleRule, Scaling
 from .weights.folder import ModelInfo, describe
 from .weights.tokenizer import Tokenizer
-from .weights.torch_format import load_parameters
+from .weights.torch_format import AbstractRngs, load_parameters
 
 Rule = Scaling | ScaleRule | str | Mapping[str, object]
 
@@ -32,6 +31,8 @@ class Output:
     """Before decoding, of the whole bucket: not cropped."""
     entropy: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
     """With `measure_entropy`: mean entropy in nats of each self-attention layer; with guidance the caption's half."""
+    logit_gap: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
+    """With `measure_entropy`, likewise: mean of each row's largest logit above the log of its mean `exp(logit)`."""
 
 
 class TextToImage:
@@ -70,22 +71,18 @@ class TextToImage:
         Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
         """
         enable_cache()
-        info = describe(model, train_size=train_size)
-
-        def rngs() -> nnx.Rngs:
-            return nnx.Rngs(0)
-
+        info, rngs = describe(model, train_size=train_size), AbstractRngs()
         return cls(
             info,
             Tokenizer(info.folder / "tokenizer", info.text.max_position_embeddings),
             load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: CLIPTextModel(info.text, rngs=rngs(), dtype=dtype), info.weights_file("text_encoder"), dtype
+                lambda: CLIPTextModel(info.text, rngs=rngs, dtype=dtype), info.weights_file("text_encoder"), dtype
             ),
             load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: UNet2DConditionModel(info.unet, rngs=rngs(), dtype=dtype), info.weights_file("unet"), dtype
+                lambda: UNet2DConditionModel(info.unet, rngs=rngs, dtype=dtype), info.weights_file("unet"), dtype
             ),
             load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: AutoencoderKL(info.vae, rngs=rngs(), dtype=dtype), info.weights_file("vae"), dtype
+                lambda: AutoencoderKL(info.vae, rngs=rngs, dtype=dtype), info.weights_file("vae"), dtype
             ),
             dtype,
         )
@@ -128,7 +125,7 @@ class TextToImage:
             negative_prompt: what guidance leads away from.
             latents: the noise to start from, unit variance, channels last, instead of `seed`'s.
             decode: False leaves out the pictures.
-            measure_entropy: fills `entropy`; the picture stays the same.
+            measure_entropy: fills `entropy` and `logit_gap`; the picture stays the same.
 
         Raises UserError for an input that can't be drawn.
         """
@@ -143,10 +140,12 @@ class TextToImage:
         else:
             noise = self._given(request, latents)
         context, unconditional = self._encode(captions), self._encode([negative_prompt] * len(captions))
-        final, entropy = self.programs.denoise(request, noise, context, unconditional, strength)
+        final, measured = self.programs.denoise(request, noise, context, unconditional, strength)
         images = _crop(np.asarray(self.programs.decode(final)), height, width) if decode else None
-        measured = {name: np.asarray(value) for name, value in entropy.items()} if measure_entropy else None
-        return Output(images, np.asarray(final), measured)
+        if not measure_entropy:
+            return Output(images, np.asarray(final), None, None)
+        entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
+        return Output(images, np.asarray(final), entropy, gap)
 
     def compile(
         self,

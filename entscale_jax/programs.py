@@ -12,10 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from .sampling import Context, Latents, NoiseSchedule, denoise
+from .sampling import Context, Latents, Measured, NoiseSchedule, denoise
 from .scales import Scaling
-
-Entropies = dict[str, Float[Array, "steps batch heads"]]
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ class Programs:
         context: Float[np.ndarray, "batch text width"],
         unconditional: Float[np.ndarray, "batch text width"],
         guidance: Float[np.ndarray, "batch"],
-    ) -> tuple[Latents, Entropies]:
-        """All steps, from noise to latents, and the entropies if the request asks for them."""
+    ) -> tuple[Latents, Measured]:
+        """All steps, from noise to latents, and the entropies and logit gaps if the request asks for them."""
         arguments = (latents, context, unconditional, guidance) if request.guided else (latents, context)
         return self._denoising(request, *arguments)(self._unet, *arguments)
 
@@ -109,7 +107,7 @@ class Programs:
             context: Context,
             unconditional: Context | None = None,
             guidance: Float[Array, "batch"] | float = 1.0,
-        ) -> tuple[Latents, Entropies]:
+        ) -> tuple[Latents, Measured]:
             return denoise(
                 nnx.merge(self._unet_graph, weights),
                 latents,

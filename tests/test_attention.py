@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from entscale_jax import EntropyScaledAttention, Scaling, UserError, attention_entropy, dot_product_attention
-from entscale_jax.attention import check_scale
+from entscale_jax.attention import attention_statistics, check_scale
 
 # Co-prime sizes, so that a swapped axis can't pass.
 B, T, S, N, H = 2, 13, 17, 3, 5
@@ -19,8 +19,12 @@ def arrays(dtype=np.float32, rows=T):
     return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
 
 
+def reference_logits(query, key, scale):
+    return np.einsum("btnh,bsnh->bnts", np.asarray(query, np.float64), np.asarray(key, np.float64)) * scale
+
+
 def reference_weights(query, key, scale):
-    logits = np.einsum("btnh,bsnh->bnts", np.asarray(query, np.float64), np.asarray(key, np.float64)) * scale
+    logits = reference_logits(query, key, scale)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
 
@@ -44,6 +48,41 @@ def test_entropy_equals_numpy(implementation):
     assert found.shape == (B, N, T)
     np.testing.assert_allclose(found, wanted, atol=5e-6)
     assert np.abs(np.asarray(attention_entropy(query, key, scale=1.0)) - wanted).max() > 0.01
+
+
+def reference_gap(logits):
+    ordered = np.sort(logits, axis=-1)
+    return ordered[..., -1] - np.log(np.exp(ordered[..., :-1]).mean(axis=-1))
+
+
+@pytest.mark.parametrize("implementation", [None, "xla", "chunked"])
+def test_logit_gap_is_the_largest_logit_above_the_log_of_the_mean_of_exp_of_the_others(implementation):
+    query, key, _ = arrays()
+    logits = reference_logits(query, key, 1.3)
+    wanted = reference_gap(logits)
+    _, found = attention_statistics(query, key, scale=1.3, implementation=implementation)
+    assert found.shape == (B, N, T)
+    np.testing.assert_allclose(found, wanted, atol=5e-6)
+    _, other = attention_statistics(query, key, scale=1.3 * 1.01, implementation=implementation)
+    assert np.abs(np.asarray(other) - wanted).max() > 1000 * 5e-6
+    # Not over all logits, the largest among them.
+    assert np.abs(logits.max(axis=-1) - np.log(np.exp(logits).mean(axis=-1)) - wanted).min() > 0.01
+
+
+def test_logit_gap_says_what_share_the_largest_has():
+    query, key, _ = arrays()
+    share = reference_weights(query, key, 1.3).max(axis=-1)
+    _, found = attention_statistics(query, key, scale=1.3)
+    np.testing.assert_allclose(1 / (1 + (S - 1) * np.exp(-np.asarray(found, float))), share, rtol=1e-5)
+
+
+def test_logit_gap_is_zero_for_equal_keys_and_finite_for_one_that_wins_by_far():
+    query, key, _ = arrays()
+    _, found = attention_statistics(query, jnp.zeros_like(key), scale=1.0)
+    np.testing.assert_allclose(found, np.zeros((B, N, T)), atol=1e-6)
+    _, found = attention_statistics(query, key, scale=1e4)
+    assert np.isfinite(found).all()
+    assert np.min(found) > 20
 
 
 def test_entropy_of_equal_keys_is_log_of_their_number():
@@ -122,9 +161,18 @@ def test_module_takes_its_scale_from_its_tokens():
     assert module.scale(64, Scaling.of("original")) == pytest.approx(3**-0.5)
 
 
-def test_module_records_entropy_and_draws_the_same():
+def test_module_records_entropy_and_logit_gap_and_draws_the_same():
     module = EntropyScaledAttention(6, 2, 3, train_tokens=16, rngs=nnx.Rngs(0))
     hidden, seen = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 6)), jnp.float32), {}
-    recorded = module(hidden, record=seen.__setitem__)
+
+    def record(layer, entropy, gap):
+        seen[layer] = np.asarray(entropy), np.asarray(gap)
+
+    recorded = module(hidden, record=record)
     np.testing.assert_array_equal(recorded, module(hidden))
-    assert seen["attn1"].shape == (2, 2)
+    query, key = (np.asarray(to(hidden)).reshape(2, 9, 2, 3) for to in (module.to_q, module.to_k))
+    logits = reference_logits(query, key, (np.log(9) / np.log(16) / 3) ** 0.5)
+    weights = reference_weights(query, key, (np.log(9) / np.log(16) / 3) ** 0.5)
+    entropy, gap = seen["attn1"]
+    np.testing.assert_allclose(entropy, -(weights * np.log(weights)).sum(-1).mean(-1), atol=5e-6)
+    np.testing.assert_allclose(gap, reference_gap(logits).mean(-1), atol=5e-6)

@@ -188,6 +188,17 @@ def test_report_of_no_run(entscale, tmp_path):
     refused(entscale("report", tmp_path / "nothing"), str(tmp_path / "nothing"))
 
 
+def test_report_of_several_runs_with_their_study(entscale, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("entscale_jax.reports.write_report", lambda run: asked.append(("report", run)) or run)
+    monkeypatch.setattr("entscale_jax.reports.write_study", lambda *arguments: asked.append(("study", *arguments)))
+    runs, document = [tmp_path / "one", tmp_path / "two"], tmp_path / "scenes.md"
+    code, out, _ = entscale("report", *runs, "--study", document)
+    assert code == 0
+    assert asked == [("report", runs[0]), ("report", runs[1]), ("study", runs, document)]
+    assert f"study: {document}" in out
+
+
 def test_a_missing_extra_is_named(entscale, monkeypatch, tmp_path):
     def absent(*_):
         raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")

@@ -11,6 +11,7 @@ from flax import nnx
 
 from entscale_jax.models import UNet2DConditionConfig, UNet2DConditionModel
 from entscale_jax.sampling import NoiseSchedule, sample
+from entscale_jax.weights.torch_format import AbstractRngs
 
 CONFIG = UNet2DConditionConfig(
     sample_size=16,
@@ -28,7 +29,7 @@ FLOAT = re.compile(r"(?<=dense<)-?\d+\.\d+(?:e[+-]\d+)?(?=>)")
 
 def _lower(rule, grid=(7, 13), **options):
     """The lowered sampler: two guided steps of a batch of two, no weights needed."""
-    graph, weights = nnx.split(nnx.eval_shape(lambda: UNet2DConditionModel(CONFIG, rngs=nnx.Rngs(0))))
+    graph, weights = nnx.split(nnx.eval_shape(lambda: UNet2DConditionModel(CONFIG, rngs=AbstractRngs())))
     latents = jax.ShapeDtypeStruct((2, *grid, 4), jnp.float32)
     context = jax.ShapeDtypeStruct((2, 5, 12), jnp.float32)
 

@@ -32,16 +32,20 @@ def test_measuring_draws_the_same(tiny, drawn):
     plain = tiny(CAPTIONS, seed=[7, 3, 11], **QUICK)
     np.testing.assert_allclose(plain.latents, drawn.latents, atol=ROUNDING)
     assert plain.entropy is None
+    assert plain.logit_gap is None
 
 
-def test_entropy_is_a_layer_a_step_a_picture_a_head(tiny, drawn):
-    assert set(drawn.entropy) == set(tiny.layers)
+def test_entropy_and_logit_gap_are_a_layer_a_step_a_picture_a_head(tiny, drawn):
+    assert set(drawn.entropy) == set(drawn.logit_gap) == set(tiny.layers)
     for name, (level, heads, _) in tiny.layers.items():
-        values = drawn.entropy[name]
-        assert values.shape == (3, 3, heads)
-        tokens = tiny.info.tokens(tiny.info.bucket(24, 40))[level]
-        assert (values > 0).all()
-        assert (values <= np.log(tokens) + 1e-4).all()
+        entropy, gap = drawn.entropy[name], drawn.logit_gap[name]
+        assert entropy.shape == gap.shape == (3, 3, heads)
+        uniform = np.log(tiny.info.tokens(tiny.info.bucket(24, 40))[level])
+        assert (entropy > 0).all()
+        # No entropy is below the share of the largest weight: E >= -log max A = log N - gap.
+        assert (uniform - gap <= entropy + 1e-4).all()
+        assert (entropy <= uniform + 1e-4).all()
+        assert (gap >= 0).all()
 
 
 def test_levels_follow_the_path_of_a_layer(tiny):
@@ -145,7 +149,7 @@ def test_bad_input_is_named(tiny, arguments, said):
 
 
 def test_a_caption_that_is_too_long_is_cut_with_a_warning(tiny):
-    with pytest.warns(UserWarning, match="reads 16 tokens, the rest is cut"):
+    with pytest.warns(UserWarning, match="reads 24 tokens, the rest is cut"):
         tiny("a red circle and " * 8, **QUICK)
 
 

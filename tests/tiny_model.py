@@ -12,38 +12,56 @@ from entscale_jax.models import AutoencoderKL, CLIPTextModel, UNet2DConditionMod
 from entscale_jax.scenes.export import export_folder
 from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.scenes.tokenizer import write_tokenizer
+from entscale_jax.weights.torch_format import AbstractRngs
 
 
-def write_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """A diffusers folder of two levels, trained (were it trained) at 32x32 pixels with 4 to a latent cell."""
+def write_tiny_model(folder: Path, seed: int = 0, recipe: Recipe | None = None) -> Path:
+    """A diffusers folder of the recipe's architectures, `tiny_recipe`'s if none is given."""
+    recipe = recipe or tiny_recipe()
     write_tokenizer(folder / "tokenizer")
     words = len(json.loads((folder / "tokenizer" / "vocab.json").read_text()))
-    recipe = Recipe()
+    text = replace(recipe.text, vocab_size=words)
     rng = np.random.default_rng(seed)
-    unet = replace(
-        recipe.unet,
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
-        block_out_channels=(16, 32),
-        norm_num_groups=8,
-        cross_attention_dim=24,
-        attention_head_dim=(2, 4),
-    )
-    text = replace(recipe.text, vocab_size=words, hidden_size=24, intermediate_size=48, num_attention_heads=2)
-    autoencoder = replace(recipe.autoencoder, block_out_channels=(8, 8, 16))
     export_folder(
         folder,
         recipe,
-        unet=_untrained(lambda: UNet2DConditionModel(unet, rngs=nnx.Rngs(0)), rng),
-        autoencoder=_untrained(lambda: AutoencoderKL(autoencoder, rngs=nnx.Rngs(0)), rng),
-        text=_untrained(lambda: CLIPTextModel(text, rngs=nnx.Rngs(0)), rng),
+        unet=untrained(lambda: UNet2DConditionModel(recipe.unet, rngs=AbstractRngs()), rng),
+        autoencoder=untrained(lambda: AutoencoderKL(recipe.autoencoder, rngs=AbstractRngs()), rng),
+        text=untrained(lambda: CLIPTextModel(text, rngs=AbstractRngs()), rng),
         scaling_factor=1.0,
     )
     return folder
 
 
-def _untrained(make, rng):
+def tiny_recipe() -> Recipe:
+    """Two levels, trained (were they trained) at 32x32 pixels with 4 to a latent cell."""
+    recipe = Recipe()
+    return replace(
+        recipe,
+        unet=replace(
+            recipe.unet,
+            sample_size=8,
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+            block_out_channels=(16, 32),
+            transformer_layers_per_block=(1, 2),
+            norm_num_groups=8,
+            cross_attention_dim=24,
+            attention_head_dim=(2, 4),
+        ),
+        text=replace(recipe.text, hidden_size=24, intermediate_size=48, num_attention_heads=2),
+        autoencoder=replace(
+            recipe.autoencoder,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 16),
+        ),
+    )
+
+
+def untrained(make, rng):
+    """The module that `make` describes, with random weights."""
     # Shapes from NNX and numbers from numpy: initialising by JAX would compile a program a shape, half a minute of it.
     graph, state = nnx.split(nnx.eval_shape(make))
 

@@ -150,7 +150,7 @@ class Pair:
     def text(self) -> Row:
         """The text encoder, each side with its own tokenizer."""
         tokenizer = Tokenizer(self.info.folder / "tokenizer", self.info.text.max_position_embeddings)
-        error = relative_error(_call(self.pipe.text, tokenizer(CAPTIONS)), self.reference.text_states(CAPTIONS))
+        error = relative_error(call(self.pipe.text, tokenizer(CAPTIONS)), self.reference.text_states(CAPTIONS))
         return self._row("text encoder", "-", "-", error)
 
     def time_embedding(self) -> Row:
@@ -165,14 +165,14 @@ class Pair:
     def decode(self, bucket: Bucket) -> Row:
         """The VAE's decoder on unit noise."""
         latents = self.noise(bucket)
-        got = _call(self.pipe.vae, latents / self.dtype.type(self.info.vae.scaling_factor), method="decode")
+        got = call(self.pipe.vae, latents / self.dtype.type(self.info.vae.scaling_factor), method="decode")
         return self._row("VAE decode", str(bucket), "-", relative_error(got, self.reference.decode(latents)))
 
     def unet(self, bucket: Bucket, scaling: Scaling, *against: Scaling) -> list[float]:
         """Errors of one call of the UNet under `scaling`, held against the reference under each of `against`."""
         latents = self.noise(bucket)
         timesteps = np.full(len(CAPTIONS), TIMESTEP, self.dtype)
-        got = _call(self.pipe.unet, latents, timesteps, self.context, rule=scaling)
+        got = call(self.pipe.unet, latents, timesteps, self.context, rule=scaling)
         expected = [
             self.reference.unet_once(latents, TIMESTEP, self.context, other.rule.value, other.multiplier)
             for other in against
@@ -240,7 +240,7 @@ def _other(scaling: Scaling) -> Scaling:
     return Scaling(ScaleRule.ENTROPY if scaling.rule is ScaleRule.ORIGINAL else ScaleRule.ORIGINAL)
 
 
-def _call(module: nnx.Module, *arrays: np.ndarray, method: str = "__call__", **static: Any) -> np.ndarray:
+def call(module: nnx.Module, *arrays: np.ndarray, method: str = "__call__", **static: Any) -> np.ndarray:
     """The module's method, compiled with its weights as arguments."""
     graph, weights = nnx.split(module)
 

@@ -2,5 +2,6 @@
 
 from .html import write_report
 from .picture import write_picture
+from .study_section import write_study
 
-__all__ = ["write_picture", "write_report"]
+__all__ = ["write_picture", "write_report", "write_study"]

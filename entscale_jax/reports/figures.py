@@ -10,23 +10,23 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .statistics import Interval
+from ..statistics import Interval
 from .tables import EntropyTable, ObjectsTable
 
 # Blue, orange, green, purple, ochre of Okabe and Ito's palette, lightened for dark pages; told apart by markers too.
 COLOURS = ("#3b8fd4", "#d55e00", "#0a9e73", "#b86aa0", "#b8860b")
 MARKERS = ("o", "s", "^", "D", "v")
-_INK = "#0c0d0e"  # stands for the page's text colour in the drawing
-_STYLE: dict[Any, Any] = {
+INK = "#0c0d0e"  # stands for the page's text colour in the drawing
+STYLE: dict[Any, Any] = {
     "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "entscale",
@@ -35,8 +35,14 @@ _STYLE: dict[Any, Any] = {
 
 
 def objects_figure(tables: Sequence[ObjectsTable], methods: Sequence[str]) -> Markup:
+    """`draw_objects` as SVG."""
+    with matplotlib.rc_context(STYLE):
+        return _svg(draw_objects(tables, methods))
+
+
+def draw_objects(tables: Sequence[ObjectsTable], methods: Sequence[str]) -> Figure:
     """Exact, missing and extra with their intervals: a row a size, a colour a method."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 1.5 + len(tables) * (0.2 + 0.14 * len(methods))), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
         _objects_panel(panels[0], tables, methods, "exact", "images exactly as captioned (%)")
@@ -46,12 +52,12 @@ def objects_figure(tables: Sequence[ObjectsTable], methods: Sequence[str]) -> Ma
         panels[0].set_ylabel("size (pixels)")
         panels[0].set_ylim(len(tables) - 0.5, -0.5)
         _legend(figure, panels[0])
-        return _svg(figure)
+        return figure
 
 
 def entropy_figure(table: EntropyTable, methods: Sequence[str]) -> Markup:
     """Mean entropy against tokens, a panel a level; dashed the most that it can be, dotted the training size."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.4, 3.2 * len(table.levels)), 3.4), layout="constrained")
         panels = figure.subplots(1, len(table.levels), squeeze=False)[0]
         for panel, level in zip(panels, table.levels, strict=True):
@@ -94,8 +100,8 @@ def _whiskers(panel: Axes, points: Sequence[tuple[float, Interval]], index: int,
 def _entropy_panel(panel: Axes, table: EntropyTable, train_tokens: int, methods: Sequence[str]) -> None:
     lines = sorted(table.at(train_tokens), key=lambda line: line.tokens)
     tokens = [line.tokens for line in lines]
-    panel.plot(tokens, [math.log(count) for count in tokens], "--", color=_INK, alpha=0.5, label="uniform: log N")
-    panel.axvline(train_tokens, linestyle=":", color=_INK, alpha=0.5, label="N = T")
+    panel.plot(tokens, [math.log(count) for count in tokens], "--", color=INK, alpha=0.5, label="uniform: log N")
+    panel.axvline(train_tokens, linestyle=":", color=INK, alpha=0.5, label="N = T")
     for index, method in enumerate(methods):
         measured = [(line.tokens, line.entropy[method]) for line in lines if method in line.entropy]
         panel.plot(
@@ -126,4 +132,4 @@ def _svg(figure: Figure) -> Markup:
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     body = text.getvalue()
     # Only the element itself can stand within a page, without its declaration of XML.
-    return Markup(body[body.index("<svg") :].replace(_INK, "currentColor"))
+    return Markup(body[body.index("<svg") :].replace(INK, "currentColor"))

@@ -81,14 +81,15 @@ def _picture(folder: Path, method: str, sample: Sample | None) -> Picture:
     if not path.is_file():
         return Picture(method=method, source=None, note=f"{sample.image} is missing")
     source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return Picture(method=method, source=source, note=_verdict(sample), is_exact=_is_exact(sample.objects))
+    return Picture(method=method, source=source, note=verdict(sample), is_exact=_is_exact(sample.objects))
 
 
 def _is_exact(objects: Sequence[float] | None) -> bool:
     return objects is not None and objects[0] == 1.0
 
 
-def _verdict(sample: Sample) -> str:
+def verdict(sample: Sample) -> str:
+    """What the detector found: `exact`, or what is wrong; nothing where objects were not counted."""
     if sample.objects is None:
         return ""
     exact, missing, extra = sample.objects

@@ -8,12 +8,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
 from ..errors import UserError
+from ..statistics import RESAMPLES, interval, signed
 from .figures import entropy_figure, objects_figure
 from .gallery import galleries
 from .levels import find_levels
 from .records import Run
 from .run_folder import read_run
-from .statistics import RESAMPLES, Interval
 from .tables import entropy_tables, failed_cells, flatten, objects_tables, program_lines
 
 
@@ -67,23 +67,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(interval=_interval, signed=_signed, counts=_counts, multipliers=_multipliers)
+    environment.filters.update(interval=interval, signed=signed, counts=_counts, multipliers=_multipliers)
     return environment
-
-
-def _interval(value: Interval, digits: int) -> str:
-    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
-
-
-def _signed(value: Interval, digits: int) -> str:
-    mean, low, high = (_sign(number, digits) for number in (value.mean, value.low, value.high))
-    return f"{mean} ({low} to {high})"
-
-
-def _sign(number: float, digits: int) -> str:
-    """With a sign, but for what rounds to zero."""
-    text = f"{abs(number):.{digits}f}"
-    return text if float(text) == 0 else f"{'+' if number > 0 else '−'}{text}"
 
 
 def _counts(values: Sequence[int]) -> str:

@@ -40,7 +40,7 @@ def _figure(run: Run, pairs: list[Pair]) -> Figure:
             panel.axis("off")
             sample = run.of(size, method).get(pair)
             if sample is not None and sample.image:
-                panel.imshow(_pixels(run, sample), interpolation="nearest")
+                panel.imshow(pixels(run, sample), interpolation="nearest")
                 panel.set_title(_title(run, size, method), fontsize=7, pad=2)
     _name_captions(figure, pairs, len(run.methods))
     return figure
@@ -49,11 +49,12 @@ def _figure(run: Run, pairs: list[Pair]) -> Figure:
 def _name_captions(figure: Figure, pairs: list[Pair], methods: int) -> None:
     for index, (prompt, _) in enumerate(pairs):
         x = (index + 0.5) / len(pairs)
-        figure.text(x, 0.995, _folded(prompt, 17 * methods), ha="center", va="top", fontsize=7.5, style="italic")
+        figure.text(x, 0.995, folded(prompt, 17 * methods), ha="center", va="top", fontsize=7.5, style="italic")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.42 / figure.get_figheight()))  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
 
 
-def _folded(prompt: str, width: int) -> str:
+def folded(prompt: str, width: int) -> str:
+    """A caption over several lines of so many letters."""
     words, lines = prompt.split(), [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
@@ -66,6 +67,7 @@ def _title(run: Run, size: Size, method: str) -> str:
     return f"{run.label(size)} {method}"
 
 
-def _pixels(run: Run, sample: Sample) -> np.ndarray:
+def pixels(run: Run, sample: Sample) -> np.ndarray:
+    """The picture of a cell that was drawn, uint8 [height, width, 3]."""
     with Image.open(run.folder / str(sample.image)) as image:
         return np.asarray(image.convert("RGB"))

@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerEntropy:
-    """Mean entropy of a self-attention layer in nats, over the steps and images of a size and method."""
+    """Mean entropy and logit gap of a self-attention layer in nats, over the steps and images of a size and method."""
 
     size: Size
     method: str
@@ -57,6 +57,8 @@ class LayerEntropy:
     tokens: int
     train_tokens: int
     entropy: float
+    logit_gap: float | None
+    """None in a run that was drawn before it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,8 @@ class Run:
     @property
     def planned(self) -> int:
         """Cells that the sweep has, drawn or not."""
-        names = ("models", "sizes", "methods", "prompts", "seeds")
-        return math.prod(len({str(value) for value in self.spec[name]}) for name in names)
+        names = ("models", "sizes", "methods")
+        return math.prod(len({str(value) for value in self.spec[name]}) for name in names) * len(self._wanted_pairs)
 
     @cached_property
     def models(self) -> list[str]:
@@ -122,8 +124,14 @@ class Run:
     @cached_property
     def pairs(self) -> list[Pair]:
         """Captions with their seeds, in the order of the sweep's file."""
-        wanted = [(prompt, seed) for prompt in self.spec["prompts"] for seed in self.spec["seeds"]]
-        return _in_order(wanted, (sample.pair for sample in self.samples))
+        return _in_order(self._wanted_pairs, (sample.pair for sample in self.samples))
+
+    @cached_property
+    def _wanted_pairs(self) -> list[Pair]:
+        prompts, seeds = self.spec["prompts"], self.spec["seeds"]
+        if isinstance(seeds, Mapping):
+            return [(prompt, seed) for seed, prompt in enumerate(prompts, seeds["first"])]
+        return list(dict.fromkeys((prompt, seed) for prompt in prompts for seed in seeds))
 
     def of(self, size: Size, method: str) -> dict[Pair, Sample]:
         """The cells of a size and method, the failed ones too."""

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -71,9 +72,9 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path} can't be read ({error}): remove it and give the sweep's command again") from error
 
 
-def _read_table(path: Path, columns: list[str] | None = None) -> pa.Table | None:
+def _read_table(path: Path) -> pa.Table | None:
     try:
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(path)
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
@@ -113,28 +114,34 @@ def _sample(row: Mapping[str, Any]) -> Sample:
 
 def _layer_entropy(rows: Sequence[Mapping[str, Any]]) -> Iterator[LayerEntropy]:
     """The means over images and steps that the run's tables would give."""
-    values: dict[tuple[Size, str, str, int, int], list[float]] = defaultdict(list)
+    entropies: dict[tuple[Size, str, str, int, int], list[float]] = defaultdict(list)
+    gaps: dict[tuple[Size, str, str, int, int], list[float]] = defaultdict(list)
     for row in rows:
         for layer in row.get("entropy_layers") or ():
             key = _size(row), row["method"], layer["layer"], layer["tokens"], layer["train_tokens"]
-            values[key].extend(layer["entropy"])
-    for (size, method, layer, tokens, train_tokens), found in values.items():
+            entropies[key].extend(layer["entropy"])
+            gaps[key].extend(layer.get("logit_gap", ()))
+    for key, found in entropies.items():
+        size, method, layer, tokens, train_tokens = key
         yield LayerEntropy(
             size=size,
             method=method,
             layer=layer,
             tokens=tokens,
             train_tokens=train_tokens,
-            entropy=sum(found) / len(found),
+            entropy=fmean(found),
+            logit_gap=fmean(gaps[key]) if gaps[key] else None,
         )
 
 
 def _layer_entropy_of_table(path: Path) -> Iterator[LayerEntropy]:
     keys = ["model", "width", "height", "method", "layer", "tokens", "train_tokens"]
-    table = _read_table(path, [*keys, "entropy"])
+    table = _read_table(path)
     if table is None:
         return
-    for row in table.group_by(keys).aggregate([("entropy", "mean")]).to_pylist():
+    if "logit_gap" not in table.column_names:
+        table = table.append_column("logit_gap", pa.nulls(table.num_rows, pa.float32()))
+    for row in table.group_by(keys).aggregate([("entropy", "mean"), ("logit_gap", "mean")]).to_pylist():
         yield LayerEntropy(
             size=_size(row),
             method=row["method"],
@@ -142,6 +149,7 @@ def _layer_entropy_of_table(path: Path) -> Iterator[LayerEntropy]:
             tokens=row["tokens"],
             train_tokens=row["train_tokens"],
             entropy=row["entropy_mean"],
+            logit_gap=row["logit_gap_mean"],
         )
 
 

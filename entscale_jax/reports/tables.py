@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..statistics import Interval, bootstrap_mean
 from .levels import Levels
 from .records import Pair, Run, Sample, Size
-from .statistics import Interval, bootstrap_mean
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """One scan that takes latents from noise to a picture, under any rule, with or without guidance."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,13 @@ from .ddim import Latents, ddim_step
 from .schedule import NoiseSchedule
 
 Context = Float[Array, "batch text features"]
-Entropies = dict[str, Float[Array, "steps batch heads"]]
+
+
+class Measured(NamedTuple):
+    """What was measured of attention: layer -> means over its tokens in nats, [steps batch heads]; else empty dicts."""
+
+    entropy: dict[str, Float[Array, "*steps batch heads"]]
+    logit_gap: dict[str, Float[Array, "*steps batch heads"]]
 
 
 def sample(
@@ -61,10 +68,10 @@ def denoise(
     unconditional: Context | None = None,
     guidance: float | Float[Array, ""] | Float[Array, "batch"] = 1.0,
     measure_entropy: bool = False,
-) -> tuple[Latents, Entropies]:
-    """`sample`, and with `measure_entropy` the mean entropy in nats of each self-attention layer, else an empty dict.
+) -> tuple[Latents, Measured]:
+    """`sample`, and with `measure_entropy` the mean entropy and logit gap of each self-attention layer.
 
-    With guidance it is the entropy of the caption's half of the batch.
+    With guidance they are those of the caption's half of the batch.
     """
     scaling = Scaling.of(rule)
     scaling.check_levels(unet.config.levels)
@@ -72,12 +79,12 @@ def denoise(
     text = context if unconditional is None else jnp.concatenate([unconditional, context])
     strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))[:, None, None, None]
 
-    def step(latents: Latents, row: tuple) -> tuple[Latents, dict[str, Float[Array, "batch heads"]]]:
+    def step(latents: Latents, row: tuple) -> tuple[Latents, Measured]:
         timestep, alpha, next_alpha = row
-        entropies: dict[str, Float[Array, "batch heads"]] = {}
+        measured = Measured({}, {})
 
-        def record(layer: str, entropy: Float[Array, "both heads"]) -> None:
-            entropies[layer] = entropy[-count:]
+        def record(layer: str, entropy: Float[Array, "both heads"], gap: Float[Array, "both heads"]) -> None:
+            measured.entropy[layer], measured.logit_gap[layer] = entropy[-count:], gap[-count:]
 
         inputs = latents.astype(dtype)
         if unconditional is not None:
@@ -87,7 +94,7 @@ def denoise(
         if unconditional is not None:
             away, towards = jnp.split(output, 2)
             output = away + strength * (towards - away)
-        return ddim_step(latents, output, alpha, next_alpha, schedule), entropies
+        return ddim_step(latents, output, alpha, next_alpha, schedule), measured
 
     table = tuple(jnp.asarray(column, latents.dtype) for column in schedule.ddim(steps))
     return jax.lax.scan(step, latents, table)

@@ -22,6 +22,7 @@ HELD_OUT = frozenset(
 """Pairs of kinds that no training picture holds together; every kind is in one of them."""
 _WITH = 0.25
 """Share of the training captions of several objects that say `with`."""
+_CUTS = 200
 
 
 def is_held_out(kinds: Sequence[Kind]) -> bool:
@@ -54,16 +55,34 @@ def balanced_captions(count: int, seed: int = 0) -> list[str]:
 
 
 def _balanced(rng: np.random.Generator) -> Iterator[str]:
-    singles, others = _shuffled_forever(rng), _shuffled_forever(rng)
+    singles = _shuffled_forever(rng)
     while True:
-        yield write_caption([next(singles)])
-        # Nine kinds make one caption each of two, three and four: cut anew until the cut is lawful.
-        pool = [next(others) for _ in range(9)]
-        groups = pool[:2], pool[2:5], pool[5:]
-        while any(len(set(group)) < len(group) or is_held_out(group) for group in groups):
-            pool = [pool[i] for i in rng.permutation(9)]
-            groups = pool[:2], pool[2:5], pool[5:]
-        yield from map(write_caption, groups)
+        for groups in _deal(rng):
+            yield write_caption([next(singles)])
+            yield from map(write_caption, groups)
+
+
+def _deal(rng: np.random.Generator) -> list[list[list[Kind]]]:
+    """Four times a pair, a triple and a quadruple of kinds, each kind in three of the twelve."""
+    while True:
+        kinds = [KINDS[i] for _ in range(3) for i in rng.permutation(len(KINDS))]
+        dealt = [_cut(rng, kinds[start : start + 9]) for start in range(0, 36, 9)]
+        lawful = [groups for groups in dealt if groups is not None]
+        if len(lawful) == 4:
+            return lawful
+
+
+def _cut(rng: np.random.Generator, pool: Sequence[Kind]) -> list[list[Kind]] | None:
+    """Two, three and four of nine kinds, different and allowed together; None where many cuts gave no such groups.
+
+    Some pools have none: two kinds that are held out together and come twice each need four groups.
+    """
+    for _ in range(_CUTS):
+        kinds = [pool[i] for i in rng.permutation(9)]
+        groups = [kinds[:2], kinds[2:5], kinds[5:]]
+        if not any(len(set(group)) < len(group) or is_held_out(group) for group in groups):
+            return groups
+    return None
 
 
 def _shuffled_forever(rng: np.random.Generator) -> Iterator[Kind]:

@@ -1,7 +1,8 @@
 """Trains UNet and text encoder of the built-in model together, in the latents of its autoencoder."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,68 +14,166 @@ from ..models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ..sampling import NoiseSchedule
 from ..scales import ScaleRule, Scaling
 from ..weights.tokenizer import Tokenizer
-from .autoencoder_stage import to_unit
+from .autoencoder_stage import normal, to_unit
 from .captions import sample_captions
 from .draw import draw_batch
+from .optimizers import scale_query_key
+from .provenance import Segment
 from .recipe import SIZE, Recipe
-from .trainer import Watch, train
+from .structure import flatness, recorder
+from .trainer import Hooks, Measures, Run, Structure, train
+
+Latents = Float[Array, "batch h w c"]
+Batch = dict[str, Array]
 
 
 class TextToLatents(nnx.Module):
     """The two modules that are trained together."""
 
-    def __init__(self, recipe: Recipe, vocab_size: int, rngs: nnx.Rngs):
-        self.unet = UNet2DConditionModel(recipe.unet, rngs=rngs)
-        self.text = CLIPTextModel(replace(recipe.text, vocab_size=vocab_size), rngs=rngs)
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel):
+        self.unet, self.text = unet, text
+
+
+def untrained(recipe: Recipe, vocab_size: int) -> TextToLatents:
+    """Both modules as the recipe's seed makes them."""
+    rngs = nnx.Rngs(recipe.diffusion_stage.seed)
+    modules = TextToLatents(
+        UNet2DConditionModel(recipe.unet, rngs=rngs),
+        CLIPTextModel(replace(recipe.text, vocab_size=vocab_size), rngs=rngs),
+    )
+    nnx.update(modules, scale_query_key(nnx.state(modules, nnx.Param), recipe.attention_gain))
+    return modules
 
 
 def train_diffusion(
     recipe: Recipe,
+    modules: TextToLatents,
     autoencoder: AutoencoderKL,
     scaling_factor: float,
     tokenize: Tokenizer,
-    vocab_size: int,
-    folder: Path,
+    run: Run,
     *,
-    resume: bool,
-    watch: Watch | None = None,
+    seen: int = 0,
+    export: Callable[[TextToLatents, list[Segment]], None],
+    hooks: Hooks = Hooks(),  # noqa: B008
 ) -> TextToLatents:
-    """The trained modules, their weights averaged. `watch` is called with them at every checkpoint."""
+    """The trained modules, their weights averaged.
+
+    Args:
+        recipe: noise, stage and attention.
+        modules: the start.
+        autoencoder: makes the latents.
+        scaling_factor: of the latents.
+        tokenize: of captions.
+        run: folder, name, provenance.
+        seen: steps that the start was trained for, whose pictures are not shown again.
+        export: takes averaged modules and provenance at each checkpoint.
+        hooks: read and keep what was exported.
+    """
     stage = recipe.diffusion_stage
-    graph, parameters = nnx.split(TextToLatents(recipe, vocab_size, nnx.Rngs(stage.seed)), nnx.Param)
-    encoder, encoder_weights = nnx.split(autoencoder)
-    alphas = jnp.asarray(NoiseSchedule.from_json(recipe.scheduler).alphas_cumprod())
+    graph, parameters = nnx.split(modules, nnx.Param)
+    data = _Data(recipe, autoencoder, scaling_factor, tokenize)
+    noising = _Noising(recipe)
 
-    @jax.jit
-    def encode(weights: nnx.State, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w c"]:
-        return nnx.merge(encoder, weights).encode(images)[0] * scaling_factor
-
-    def loss(parameters: nnx.State, batch: dict[str, Array], key: jax.Array) -> Float[Array, ""]:
+    def loss(parameters: nnx.State, batch: Batch, keys: jax.Array) -> tuple[Float[Array, ""], Measures]:
         model = nnx.merge(graph, parameters)
-        noise_key, time_key = jax.random.split(key)
-        latents = batch["latents"]
-        noise = jax.random.normal(noise_key, latents.shape)
-        uniform = jax.random.uniform(time_key, latents.shape[:1])
-        timesteps = jnp.floor(len(alphas) * uniform**recipe.timestep_power).astype(jnp.int32)
-        alpha = alphas[timesteps][:, None, None, None]
-        noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
-        velocity = jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
-        context = model.text(batch["tokens"])
-        output = model.unet(noisy, timesteps.astype(jnp.float32), context, Scaling(ScaleRule.ORIGINAL))
-        return jnp.mean((output - velocity) ** 2)
+        noise_keys, time_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        noise = normal(noise_keys, batch["latents"].shape[1:])
+        noisy, velocity, timesteps = noising(batch["latents"], noise, jax.vmap(jax.random.uniform)(time_keys))
+        layers = model.unet.attention_layers()
+        for layer in layers.values():
+            layer.recorded = recipe.entropy_pictures
+        record, readings = recorder()
+        output = model.unet(
+            noisy, timesteps, model.text(batch["tokens"]), _PLAIN, record if recipe.entropy_weight else None
+        )
+        error = jnp.mean((output - velocity) ** 2)
+        if not recipe.entropy_weight:
+            return error, {"loss": error}
+        penalty = flatness(readings, layers, recipe.entropy_below)
+        return error + recipe.entropy_weight * penalty, {"loss": error, "penalty": penalty}
 
-    def batches(step: int) -> dict[str, Array | np.ndarray]:
-        rng = np.random.default_rng((stage.seed, step))
-        captions = sample_captions(rng, stage.batch)
-        images = to_unit(draw_batch(captions, rng, height=SIZE, width=SIZE))
-        dropped = rng.random(stage.batch) < recipe.unconditional
-        shown = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-        return {"latents": encode(encoder_weights, images), "tokens": tokenize(shown)}
-
-    def watch_modules(step: int, average: nnx.State) -> str:
-        return watch(step, nnx.merge(graph, average)) if watch else ""
-
-    average = train(
-        parameters, loss, batches, stage, folder=folder, resume=resume, name="diffusion", watch=watch_modules
+    average, _ = train(
+        parameters,
+        loss,
+        lambda step: data(seen + step),
+        stage,
+        run,
+        replace(
+            hooks,
+            structure=_structure(graph, data, noising, recipe),
+            export=lambda average, segments: export(nnx.merge(graph, average), segments),
+        ),
+        query_key_rate=recipe.query_key_rate,
     )
     return nnx.merge(graph, average)
+
+
+_PLAIN = Scaling(ScaleRule.ORIGINAL)
+
+
+class _Data:
+    """step -> latents and tokens of freshly drawn scenes; the same step, the same scenes."""
+
+    def __init__(self, recipe: Recipe, autoencoder: AutoencoderKL, scaling_factor: float, tokenize: Tokenizer):
+        self._stage, self._unconditional, self._tokenize = recipe.diffusion_stage, recipe.unconditional, tokenize
+        graph, self._weights = nnx.split(autoencoder)
+
+        @jax.jit
+        def encode(weights: nnx.State, images: Float[Array, "batch height width 3"]) -> Latents:
+            return nnx.merge(graph, weights).encode(images)[0] * scaling_factor
+
+        self._encode = encode
+
+    def __call__(self, step: int, count: int | None = None) -> Batch:
+        count = count or self._stage.batch
+        rng = np.random.default_rng((self._stage.seed, step))
+        captions = sample_captions(rng, count)
+        images = to_unit(draw_batch(captions, rng, height=SIZE, width=SIZE))
+        dropped = rng.random(count) < self._unconditional
+        shown = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        return {"latents": self._encode(self._weights, images), "tokens": jnp.asarray(self._tokenize(shown))}
+
+
+class _Noising:
+    """Noises latents as training does: uniform numbers become timesteps that lean to high noise."""
+
+    def __init__(self, recipe: Recipe):
+        self._alphas = jnp.asarray(NoiseSchedule.from_json(recipe.scheduler).alphas_cumprod())
+        self._power = recipe.timestep_power
+
+    def __call__(
+        self, latents: Latents, noise: Latents, uniform: Float[Array, "batch"]
+    ) -> tuple[Latents, Latents, Float[Array, "batch"]]:
+        """Noisy latents, the velocity that is to be predicted, and timesteps."""
+        timesteps = jnp.floor(len(self._alphas) * uniform**self._power).astype(jnp.int32)
+        alpha = self._alphas[timesteps][:, None, None, None]
+        noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
+        velocity = jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
+        return noisy, velocity, timesteps.astype(jnp.float32)
+
+
+def _structure(graph: nnx.GraphDef, data: _Data, noising: _Noising, recipe: Recipe) -> Callable[[nnx.State], Structure]:
+    """Entropy, logit gap and log T of each layer on fixed scenes, noised evenly over the timesteps of training."""
+    count = recipe.upkeep.monitored
+    # Beyond every step of a training, so that they are none of its scenes.
+    batch = data(2**40, count)
+    keys = jax.random.split(jax.random.key(0), count)
+    uniform = (jnp.arange(count) + 0.5) / count
+    noisy, _, timesteps = noising(batch["latents"], normal(keys, batch["latents"].shape[1:]), uniform)
+
+    @jax.jit
+    def read(parameters: nnx.State) -> dict[str, tuple[Array, Array]]:
+        model = nnx.merge(graph, parameters)
+        record, readings = recorder()
+        model.unet(noisy, timesteps, model.text(batch["tokens"]), _PLAIN, record)
+        return readings
+
+    def structure(parameters: nnx.State) -> Structure:
+        layers = nnx.merge(graph, parameters).unet.attention_layers()
+        return {
+            name: (round(float(entropy), 4), round(float(gap), 4), round(math.log(layers[name].train_tokens), 4))
+            for name, (entropy, gap) in read(parameters).items()
+        }
+
+    return structure

@@ -63,12 +63,39 @@ def place(
     Raises UserError where the objects do not fit.
     """
     low, high = radii(height, width)
-    margin = max(MARGIN * high / radii(TRAIN_SIZE, TRAIN_SIZE)[1], 2.0)
     for _ in range(_ATTEMPTS):
-        objects = _try_to_place(kinds, rng.uniform(low, high, len(kinds)), rng, height, width, margin)
-        if objects is not None:
-            return objects
+        objects: list[SceneObject] = []
+        for kind, radius in zip(kinds, rng.uniform(low, high, len(kinds)), strict=True):
+            item = find_place(kind, float(radius), objects, rng, height=height, width=width)
+            if item is None:
+                break
+            objects.append(item)
+        else:
+            return tuple(objects)
     raise UserError(f"{len(kinds)} objects do not fit into {width}x{height} pixels: draw a larger or a squarer picture")
+
+
+def find_place(
+    kind: Kind, radius: float, others: Sequence[SceneObject], rng: np.random.Generator, *, height: int, width: int
+) -> SceneObject | None:
+    """An object apart from `others`, at the first free one of some random places; None where none of them is free."""
+    margin = max(MARGIN * radii(height, width)[1] / radii(TRAIN_SIZE, TRAIN_SIZE)[1], 2.0)
+    up, down, side = (radius * reach for reach in _REACH[kind.shape])
+    low = np.array((EDGE + up, EDGE + side))
+    high = np.array((height - EDGE - down, width - EDGE - side))
+    if np.any(high < low):
+        return None
+    y, x = rng.uniform(low, high, (_CANDIDATES, 2)).T
+    free = np.ones(_CANDIDATES, bool)
+    for top, bottom, left, right in (item.box for item in others):
+        free &= (
+            (y - up >= bottom + margin)
+            | (y + down <= top - margin)
+            | (x - side >= right + margin)
+            | (x + side <= left - margin)
+        )
+    first = int(free.argmax())
+    return SceneObject(kind, float(y[first]), float(x[first]), radius) if free[first] else None
 
 
 def paint(objects: Sequence[SceneObject], *, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -101,27 +128,3 @@ def signed_distance(
         case "triangle":
             return np.maximum(y, np.sqrt(3) / 2 * np.abs(x) - y / 2) - _INRADIUS * radius
     raise UserError(f"shape {shape!r} is unknown: use one of {', '.join(_REACH)}")
-
-
-def _try_to_place(kinds, radii, rng, height, width, margin) -> tuple[SceneObject, ...] | None:
-    objects: list[SceneObject] = []
-    for kind, radius in zip(kinds, radii, strict=True):
-        up, down, side = (radius * reach for reach in _REACH[kind.shape])
-        low = np.array((EDGE + up, EDGE + side))
-        high = np.array((height - EDGE - down, width - EDGE - side))
-        if np.any(high < low):
-            return None
-        y, x = rng.uniform(low, high, (_CANDIDATES, 2)).T
-        free = np.ones(_CANDIDATES, bool)
-        for top, bottom, left, right in (item.box for item in objects):
-            free &= (
-                (y - up >= bottom + margin)
-                | (y + down <= top - margin)
-                | (x - side >= right + margin)
-                | (x + side <= left - margin)
-            )
-        if not free.any():
-            return None
-        first = int(free.argmax())
-        objects.append(SceneObject(kind, float(y[first]), float(x[first]), float(radius)))
-    return tuple(objects)

@@ -1,25 +1,32 @@
-"""How often the built-in model draws what its captions say, and a contact sheet to look at.
+"""How often the built-in model draws what its captions say, and how structured its attention is.
 
-`python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png` writes both into the documentation.
+`python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png [MODEL]` writes section `model` and a picture.
 """
 
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from ..metrics.captions import parse_caption
-from ..metrics.objects import Verdict, compare
+from ..marks import replace_section, table
+from ..metrics.captions import MAX_OBJECTS, parse_caption
 from ..pipeline import TextToImage
-from .captions import balanced_captions
+from ..statistics import interval, signed
+from .captions import balanced_captions, held_out_captions, sample_captions
+from .pictures import GUIDANCE, KEPT, STEPS, Drawing, Images, Verdicts, draw, means, verdicts
 
-_BEGIN, _END = "<!-- measured -->", "<!-- end of measured -->"
-
-Images = UInt8[np.ndarray, "batch height width 3"]
+CAPTIONS_SEED = 2_000_003
+FIRST_SEED = 3_000_000_000
+"""Of the noise; studies count up from 0, the training's watch from 2,000,000,000."""
+EACH = 128
+_SHEET = 48
+_ON_SHEET = 8  # a row
+_TEXT = 38  # pixels for three lines of caption
 
 
 @dataclass(frozen=True)
@@ -36,90 +43,145 @@ class Score:
         return f"exact {self.exact:.1%} ({parts}), missing {self.missing:.2f}, extra {self.extra:.2f} a picture"
 
 
-def evaluate(
-    pipe: TextToImage,
-    *,
-    count: int = 128,
-    steps: int = 25,
-    guidance: float = 5.0,
-    batch: int = 16,
-    rule: str = "original",
-) -> tuple[Score, list[str], Images]:
-    """Draws `count` balanced captions at the training size, caption i with seed i."""
-    captions = balanced_captions(count)
-    drawn = []
-    for start in range(0, count, batch):
-        part = captions[start : start + batch]
-        out = pipe(part, rule=rule, steps=steps, guidance=guidance, seed=start)
-        drawn.append(out.images)
-    images = np.concatenate(drawn)
-    return score(captions, images), captions, images
+@dataclass(frozen=True)
+class Structure:
+    """Self-attention of one layer at the training size, a mean over pictures, steps and rows, in nats."""
 
-
-def layer_entropy(pipe: TextToImage, *, count: int = 8) -> dict[str, tuple[float, float]]:
-    """Layer -> its mean attention entropy at the training size and log T, the most that it could be, in nats."""
-    out = pipe(balanced_captions(count), rule="original", steps=25, guidance=5.0, decode=False, measure_entropy=True)
-    most = {name: float(np.log(pipe.info.train_tokens[level])) for name, (level, _, _) in pipe.layers.items()}
-    return {name: (float(values.mean()), most[name]) for name, values in (out.entropy or {}).items()}
+    most: float
+    """log T, the entropy of uniform attention."""
+    entropy: float
+    """E_T, a mean over heads too."""
+    gap: float
+    """The logit gap, a mean over heads too."""
+    sharpest_gap: float
+    """Of the head that has the largest."""
 
 
 def score(captions: Sequence[str], images: Images) -> Score:
     """What the detector reads in each picture, against its caption."""
-    verdicts = [compare(image, caption) for image, caption in zip(images, captions, strict=True)]
-    by_count: dict[int, list[Verdict]] = {}
-    for caption, verdict in zip(captions, verdicts, strict=True):
-        by_count.setdefault(len(parse_caption(caption)), []).append(verdict)
-    return Score(
-        exact=_mean([verdict.exact for verdict in verdicts]),
-        exact_by_count={count: _mean([v.exact for v in group]) for count, group in sorted(by_count.items())},
-        missing=_mean([verdict.missing for verdict in verdicts]),
-        extra=_mean([verdict.extra for verdict in verdicts]),
+    found = verdicts(captions, images)
+    counts = _counts(captions)
+    exact, missing, extra = found.mean(axis=0).tolist() if len(found) else (float("nan"),) * 3
+    by_count = {int(count): float(found[counts == count, 0].mean()) for count in np.unique(counts)}
+    return Score(exact, by_count, missing, extra)
+
+
+def known_captions(each: int) -> tuple[str, ...]:
+    """`each` training captions of one, two, three and four objects, in turn; a shorter set begins a longer one."""
+    return _in_turn(sample_captions, each, fewest=1)
+
+
+def new_captions(each: int) -> tuple[str, ...]:
+    """`each` captions of two, three and four objects with a pair that training never showed, likewise."""
+    return _in_turn(held_out_captions, each, fewest=2)
+
+
+def structure(pipe: TextToImage, *, count: int = 16) -> dict[str, Structure]:
+    """Each self-attention layer's structure at the training size, over `count` captions."""
+    out = pipe(
+        balanced_captions(count, CAPTIONS_SEED),
+        rule="original",
+        steps=STEPS,
+        guidance=GUIDANCE,
+        seed=FIRST_SEED,
+        decode=False,
+        measure_entropy=True,
     )
+    if out.entropy is None or out.logit_gap is None:
+        raise ValueError("the pipeline measured no entropy")
+    found = {}
+    for name, (level, _, _) in pipe.layers.items():
+        gaps = out.logit_gap[name].mean(axis=(0, 1))
+        most = float(np.log(pipe.info.train_tokens[level]))
+        found[name] = Structure(most, float(out.entropy[name].mean()), float(gaps.mean()), float(gaps.max()))
+    return found
 
 
-def contact_sheet(images: Images, file: Path, *, columns: int = 16, zoom: int = 2) -> None:
-    """All pictures in one PNG, row by row."""
+def contact_sheet(captions: Sequence[str], images: Images, file: Path) -> None:
+    """The pictures with their captions below, in red where a picture is not exact, as one PNG."""
     _, height, width, _ = images.shape
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (height + 4), columns * (width + 4), 3), 255, np.uint8)
-    for index, image in enumerate(images):
-        top, left = index // columns * (height + 4) + 2, index % columns * (width + 4) + 2
-        sheet[top : top + height, left : left + width] = image
-    size = (sheet.shape[1] * zoom, sheet.shape[0] * zoom)
-    Image.fromarray(sheet).resize(size, Image.Resampling.NEAREST).save(file)
+    cell = width + 8, height + _TEXT
+    sheet = Image.new("RGB", (cell[0] * _ON_SHEET, cell[1] * -(-len(images) // _ON_SHEET)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=9)
+    for index, (caption, image) in enumerate(zip(captions, images, strict=True)):
+        left, top = index % _ON_SHEET * cell[0] + 4, index // _ON_SHEET * cell[1] + 2
+        sheet.paste(Image.fromarray(image), (left, top))
+        exact = verdicts([caption], image[None])[0, 0] == 1.0
+        lines = textwrap.fill(caption, max(width // 5, 12))
+        pen.multiline_text((left, top + height), lines, fill="black" if exact else (200, 0, 0), font=font, spacing=0)
+    sheet.save(file, optimize=True)
+
+
+def section(pipe: TextToImage, sheet: Path, kept: Path = KEPT, *, each: int = EACH) -> list[str]:
+    """The lines of section `model`; draws what `kept` does not have, and writes the contact sheet."""
+    known, new = known_captions(each), new_captions(each)
+    images = draw(pipe, Drawing(captions=known, seed=FIRST_SEED), kept, name="training captions")
+    found = verdicts(known, images)
+    drawn = draw(pipe, Drawing(captions=new, seed=FIRST_SEED + len(known)), kept, name="held-out pairs")
+    contact_sheet(known[:_SHEET], images[:_SHEET], sheet)
+    height, width = pipe.info.train_size
+    overall = means(found)[0]
+    return [
+        f"At the training size, {width}x{height} pixels, with rule `original`, {STEPS} steps and guidance {GUIDANCE:g}:"
+        f" **{overall.mean:.1f}% exact** of {len(known)} training captions. 95% bootstrap intervals over captions.",
+        "Made by `python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png`.",
+        "",
+        *table(("objects asked for", "captions", "exact, %", "missing", "extra"), _by_count(known, found)),
+        "",
+        "Captions with a pair of objects that no training picture holds, against training captions of as many objects:",
+        "",
+        *_held_out(new, verdicts(new, drawn), found[_counts(known) > 1]),
+        "",
+        f"![{min(_SHEET, len(known))} pictures with their captions]({sheet.name})",
+        "",
+        "Self-attention there, a mean over 16 captions, heads, steps and rows, in nats. The logit gap is a row's",
+        "largest logit less the log of the mean of `exp(logit)` over its other tokens; last, that of the sharpest head:",
+        "",
+        *table(("layer", "log T", "E_T", "log T - E_T", "logit gap", "sharpest head"), _structure_rows(pipe)),
+    ]
 
 
 def main(document: Path, sheet: Path, model: str = "scenes") -> None:
-    """Draws 128 captions by `model`, replaces what stands between the two marks of `document`, and writes the sheet."""
-    pipe = TextToImage.from_pretrained(model)
-    found, captions, images = evaluate(pipe)
-    contact_sheet(images, sheet)
-    entropies = [f"| {name} | {mean:.2f} | {most:.2f} |" for name, (mean, most) in layer_entropy(pipe).items()]
-    shares = [f"| {count} | {share:.0%} |" for count, share in found.exact_by_count.items()]
-    lines = [
-        f"Of {len(captions)} captions, equal shares of one, two and three objects, at the training size with 25 steps",
-        f"and guidance 5: **{found.exact:.1%} exact**; missing {found.missing:.2f}, extra {found.extra:.2f} a picture.",
-        "Made by `python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png`.",
-        "",
-        "| objects asked for | exact |",
-        "| --- | --- |",
-        *shares,
-        "",
-        f"![{len(captions)} pictures, one a caption]({sheet.name})",
-        "",
-        "Mean entropy of its self-attention at the training size, over 8 captions, heads and steps, in nats:",
-        "",
-        "| layer | E_T | log T |",
-        "| --- | --- | --- |",
-        *entropies,
+    """Measures `model` and replaces section `model` of `document`."""
+    replace_section(document, "model", section(TextToImage.from_pretrained(model), sheet))
+
+
+def _in_turn(sample: Callable[[np.random.Generator, int, int], list[str]], each: int, fewest: int) -> tuple[str, ...]:
+    columns = [
+        sample(np.random.default_rng((CAPTIONS_SEED, number)), each, number)
+        for number in range(fewest, MAX_OBJECTS + 1)
     ]
-    before, rest = document.read_text().split(_BEGIN)
-    document.write_text("\n".join([before + _BEGIN, "", *lines, "", _END + rest.split(_END)[1]]))
-    print(found)
+    return tuple(chain.from_iterable(zip(*columns, strict=True)))
 
 
-def _mean(values: Sequence[int]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def _counts(captions: Sequence[str]) -> np.ndarray:
+    return np.array([len(parse_caption(caption)) for caption in captions], int)
+
+
+def _by_count(captions: Sequence[str], found: Verdicts) -> list[tuple[str, ...]]:
+    counts = _counts(captions)
+    rows = [_row(str(count), found[counts == count]) for count in np.unique(counts)]
+    return [*rows, _row("all", found)]
+
+
+def _held_out(captions: Sequence[str], found: Verdicts, reference: Verdicts) -> list[str]:
+    """The reference's captions have as many objects, one by one: differences are taken in that order."""
+    counts = _counts(captions)
+    groups = [(str(count), counts == count) for count in np.unique(counts)] + [("all", counts > 0)]
+    rows = [(*_row(name, found[group]), signed(means(found[group] - reference[group])[0], 1)) for name, group in groups]
+    return table(("objects asked for", "captions", "exact, %", "missing", "extra", "exact, difference in points"), rows)
+
+
+def _row(name: str, found: Verdicts) -> tuple[str, ...]:
+    exact, missing, extra = means(found)
+    return name, str(len(found)), interval(exact, 1), interval(missing, 2), interval(extra, 2)
+
+
+def _structure_rows(pipe: TextToImage) -> list[tuple[str, ...]]:
+    return [
+        (name, *(f"{value:.2f}" for value in (s.most, s.entropy, s.most - s.entropy, s.gap, s.sharpest_gap)))
+        for name, s in structure(pipe).items()
+    ]
 
 
 if __name__ == "__main__":

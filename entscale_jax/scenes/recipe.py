@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..metrics.captions import TRAIN_SIZE
 from ..models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
@@ -12,7 +12,7 @@ SIZE = TRAIN_SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How one of the two trainings runs: Adam, a warm-up, a constant rate, then a linear decay to zero."""
+    """How one of the two trainings runs: a warm-up, a constant rate, then a linear decay to zero."""
 
     steps: int
     batch: int
@@ -24,6 +24,27 @@ class Stage:
     ema: float = 0.998
     """Decay of the averaged weights, which are the ones exported."""
     seed: int = 0
+    optimizer: Literal["adam", "muon"] = "adam"
+    """`muon` orthogonalises the changes of the transformers' matrices; Adam keeps the other weights."""
+    muon_rate: float = 0.01
+    """Muon's learning rate, which runs through the same schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upkeep:
+    """What is said and kept while training. Nothing here changes a weight."""
+
+    log_every: int = 50
+    """Steps between two lines of the log."""
+    monitored: int = 8
+    """Noised training latents on which entropy and logit gap are measured for each line."""
+    save_minutes: float = 5.0
+    """Between checkpoints, and so the most that a stop can cost."""
+    save_steps: int | None = None
+    """Checkpoints also at each multiple of so many steps."""
+    watch_minutes: float = 30.0
+    """Between two readings of the captions below, each at a checkpoint; the last step has one in any case."""
+    watch_captions: int = 48
 
 
 AUTOENCODER = AutoencoderKLConfig(
@@ -43,14 +64,16 @@ TEXT = CLIPTextConfig(
     max_position_embeddings=24,
 )
 UNET = UNet2DConditionConfig(
-    sample_size=SIZE // 4,
-    down_block_types=("CrossAttnDownBlock2D",) * 3,
-    up_block_types=("CrossAttnUpBlock2D",) * 3,
-    block_out_channels=(64, 96, 128),
+    sample_size=SIZE // AUTOENCODER.factor,
+    down_block_types=("CrossAttnDownBlock2D",),
+    mid_block_type=None,
+    up_block_types=("CrossAttnUpBlock2D",),
+    block_out_channels=(96,),
     layers_per_block=1,
+    transformer_layers_per_block=3,
     norm_num_groups=16,
     cross_attention_dim=96,
-    attention_head_dim=(2, 3, 4),
+    attention_head_dim=3,
     use_linear_projection=True,
 )
 SCHEDULER = {
@@ -69,17 +92,29 @@ SCHEDULER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Architectures, noise and the two stages."""
+    """Architectures, noise, the two stages and how they are watched."""
 
     autoencoder: AutoencoderKLConfig = AUTOENCODER
     text: CLIPTextConfig = TEXT
     unet: UNet2DConditionConfig = UNET
     scheduler: Mapping[str, Any] = field(default_factory=SCHEDULER.copy)
-    autoencoder_stage: Stage = Stage(steps=1600, batch=8, learning_rate=2e-3, gradient_norm=0.5)
-    diffusion_stage: Stage = Stage(steps=4000, batch=16, learning_rate=8e-4)
+    autoencoder_stage: Stage = Stage(
+        steps=1000, batch=8, learning_rate=2e-3, warmup=30, gradient_norm=0.5, optimizer="muon", muon_rate=0.02
+    )
+    diffusion_stage: Stage = Stage(steps=20000, batch=16, learning_rate=1e-3, optimizer="muon", muon_rate=0.01)
     kl_weight: float = 1e-6
     """Of the autoencoder's divergence from a unit Gaussian, summed over a picture, beside the mean absolute error."""
     unconditional: float = 0.1
     """Share of the captions replaced by the empty one, for guidance."""
-    timestep_power: float = 0.75
+    timestep_power: float = 0.65
     """Training timesteps are 1000 u^power, u uniform: below 1 they lean to high noise, where layout is decided."""
+    attention_gain: float = 2.0
+    """Factor on the initial `to_q` and `to_k` of every self-attention: above 1, attention starts with structure."""
+    query_key_rate: float = 1.0
+    """Factor on the learning rate of the same two."""
+    entropy_weight: float = 0.02
+    """Of the penalty: the mean over self-attention layers of relu(mean entropy - (log T - entropy_below)), in nats."""
+    entropy_below: float = 1.0
+    entropy_pictures: int = 2
+    """The penalty reads the first so many pictures of a device's batch."""
+    upkeep: Upkeep = Upkeep()

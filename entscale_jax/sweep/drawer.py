@@ -120,13 +120,13 @@ class Drawer:
         layers = []
         for name, values in output.entropy.items():
             level = pipe.layers[name][0]
-            steps = np.asarray(values)[:, position].mean(axis=-1, dtype=np.float64)
             layers.append(
                 {
                     "layer": name,
                     "tokens": int(tokens[level]),
                     "train_tokens": int(pipe.info.train_tokens[level]),
-                    "entropy": [_short(value) for value in steps],
+                    "entropy": _step_means(values[:, position]),
+                    "logit_gap": _step_means(output.logit_gap[name][:, position]),
                 }
             )
         return layers
@@ -180,6 +180,11 @@ def _mean_entropy(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not layers:
         return {}
     return {"entropy": _short(np.mean([layer["entropy"] for layer in layers], dtype=np.float64))}
+
+
+def _step_means(values: Any) -> list[float]:
+    """The mean over heads of each step, from [steps, heads]."""
+    return [_short(value) for value in np.asarray(values).mean(axis=-1, dtype=np.float64)]
 
 
 def _short(value: Any) -> float:

@@ -16,7 +16,7 @@ class Drawn:
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Columns of `samples.parquet` that only the worker knows."""
     entropy: Sequence[Mapping[str, Any]] = ()
-    """One entry a layer: `layer`, `tokens`, `train_tokens`, and `entropy`, a list with a value a step."""
+    """One entry a layer: `layer`, `tokens`, `train_tokens`, and `entropy` and `logit_gap`, with a value a step."""
     error: str | None = None
 
 

@@ -15,7 +15,7 @@ from ..buckets import Bucket
 from ..errors import UserError
 from ..scales import Scaling
 from ..weights.folder import ModelInfo
-from .spec import Sampler, SweepSpec
+from .spec import Sampler, SeedOfCaption, SweepSpec
 
 AUTO_BATCH = 8
 """Images in one call at the training size with `batch: auto`; at a larger area fewer, as many as its pixels allow."""
@@ -157,6 +157,8 @@ def auto_batch(bucket: Bucket, train_size: tuple[int, int], images: int) -> int:
 
 
 def _pairs(spec: SweepSpec, prompts: Sequence[str]) -> list[tuple[str, int]]:
+    if isinstance(spec.seeds, SeedOfCaption):
+        return [(prompt, seed) for seed, prompt in enumerate(prompts, spec.seeds.first)]
     return list(dict.fromkeys((prompt, seed) for seed in spec.seeds for prompt in prompts))
 
 

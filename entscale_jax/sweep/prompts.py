@@ -25,7 +25,7 @@ def _captions(prompts: Prompts, folder: Path) -> Sequence[str]:
     if isinstance(prompts, ScenePrompts):
         from ..scenes.captions import balanced_captions
 
-        return balanced_captions(prompts.scenes)
+        return balanced_captions(prompts.scenes, prompts.seed)
     if isinstance(prompts, ParquetPrompts):
         return _from_parquet(prompts, folder)
     if isinstance(prompts, str):

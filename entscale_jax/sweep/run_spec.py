@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..yaml_file import PlainLoader, read_yaml
 from .spec import SweepSpec
-from .yaml_file import PlainLoader, read_yaml
 
 _SHOWN = 60
 

@@ -22,7 +22,7 @@ from pydantic import (
 from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
-from .yaml_file import Document, read_yaml
+from ..yaml_file import Document, read_yaml
 
 BASELINES = ("resize", "multidiffusion")
 """Methods of the paper's comparison that a later version brings."""
@@ -32,7 +32,7 @@ class Metric(StrEnum):
     """What is measured of each image."""
 
     ENTROPY = "entropy"
-    """Mean entropy of self-attention in nats, for every layer and step."""
+    """Mean entropy and logit gap of self-attention in nats, for every layer and step."""
     OBJECTS = "objects"
     """What a scene's caption asks for against what the image holds."""
 
@@ -56,9 +56,10 @@ class Sampler(_Strict):
 
 
 class ScenePrompts(_Strict):
-    """So many balanced captions of the built-in scenes."""
+    """So many balanced captions of the built-in scenes; of one seed, a shorter set begins a longer one."""
 
     scenes: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class ParquetPrompts(_Strict):
@@ -68,6 +69,12 @@ class ParquetPrompts(_Strict):
     column: str = "caption"
     count: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
+
+
+class SeedOfCaption(_Strict):
+    """One seed a caption: the i-th of the sweep (from 0) is drawn with `first` + i alone."""
+
+    first: int = Field(ge=0, lt=2**31)
 
 
 def _tuple(value: object) -> object:
@@ -111,6 +118,10 @@ def _prompts_kind(value: object) -> str:
     return "<file>" if isinstance(value, str) else "<list>"
 
 
+def _seeds_kind(value: object) -> str:
+    return "<first>" if isinstance(value, Mapping | BaseModel) else "<list>"
+
+
 def _write_size(size: tuple[int, int] | None) -> str | None:
     return None if size is None else f"{size[0]}x{size[1]}"
 
@@ -132,6 +143,12 @@ Prompts = Annotated[
     | Annotated[Annotated[tuple[Caption, ...], BeforeValidator(_tuple)], Tag("<list>")],
     Discriminator(_prompts_kind),
 ]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Seeds = Annotated[
+    Annotated[SeedOfCaption, Tag("<first>")]
+    | Annotated[Annotated[tuple[Seed, ...], BeforeValidator(_tuple)], Tag("<list>")],
+    Discriminator(_seeds_kind),
+]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -149,7 +166,7 @@ class SweepSpec(_Strict):
     sizes: Annotated[tuple[Size, ...], BeforeValidator(_tuple)]
     methods: Annotated[tuple[Method, ...], BeforeValidator(_tuple)]
     prompts: Prompts
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_tuple)] = (0,)
+    seeds: Seeds = (0,)
     sampler: Sampler = Sampler()
     batch: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
     metrics: Annotated[
@@ -232,6 +249,7 @@ _KEYS: dict[str | int, type[BaseModel]] = {
     "sampler": Sampler,
     "<scenes>": ScenePrompts,
     "<parquet>": ParquetPrompts,
+    "<first>": SeedOfCaption,
 }
 
 

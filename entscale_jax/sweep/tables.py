@@ -37,8 +37,12 @@ ENTROPY = {
     "train_tokens": "int32",
     "step": "int32",
     "entropy": "float32",
+    "logit_gap": "float32",
 }
-"""Columns of `entropy.parquet`: a row a layer and step, mean over heads and tokens in nats; step 0 is the noisiest."""
+"""Columns of `entropy.parquet`: a row a layer and step, means over heads and tokens in nats; step 0 is the noisiest.
+
+`logit_gap` is null in rows of runs that were drawn before it was measured.
+"""
 
 
 def compact(run: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -60,8 +64,9 @@ def _entropy_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
         shared = {name: row[name] for name in ("cell", "model", "width", "height", "method")}
         for layer in row.get("entropy_layers") or ():
             fixed = {**shared, **{name: layer[name] for name in ("layer", "tokens", "train_tokens")}}
-            for step, value in enumerate(layer["entropy"]):
-                yield {**fixed, "step": step, "entropy": value}
+            gaps = layer.get("logit_gap") or [None] * len(layer["entropy"])
+            for step, (value, gap) in enumerate(zip(layer["entropy"], gaps, strict=True)):
+                yield {**fixed, "step": step, "entropy": value, "logit_gap": gap}
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:

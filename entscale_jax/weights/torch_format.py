@@ -22,6 +22,21 @@ _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", "
 _OLD_PARENT = "mid_block.attentions."
 
 
+class AbstractRngs(nnx.Rngs):
+    """Gives every parameter the same key: for models only traced, which a stream of keys makes ten times slower.
+
+    Shapes don't depend on keys; a model that is run must have `nnx.Rngs`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        """The key."""
+        return self._key
+
+
 def load_parameters(build: Callable[[], nnx.Module], file: Path, dtype: jnp.dtype | type = jnp.float32) -> nnx.Module:
     """The module that `build` describes (it is traced, never run), with the tensors of `file` cast to `dtype`.
 

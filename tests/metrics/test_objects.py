@@ -1,4 +1,4 @@
-"""The detector on true drawings of every swept size, on damaged ones, and on pictures that hold something else."""
+"""The detector on true drawings of many sizes, on altered and damaged ones, and on pictures that hold another thing."""
 
 import math
 from collections import Counter
@@ -8,12 +8,13 @@ import pytest
 
 from entscale_jax.errors import UserError
 from entscale_jax.metrics.captions import COLOURS, KINDS, Kind, parse_caption, write_caption
-from entscale_jax.metrics.objects import UNKNOWN, compare, connected, count_objects, find_objects, speck_area
+from entscale_jax.metrics.objects import UNKNOWN, compare, connected, count_objects, find_objects, least_area
+from entscale_jax.scenes.alter import Alteration, alter, halve
 from entscale_jax.scenes.captions import sample_captions
 from entscale_jax.scenes.draw import SceneObject, draw_batch, draw_scene, paint, place
 
-ASPECT = [(64, 48), (64, 36), (36, 64), (96, 64), (64, 96), (128, 32)]
-RESOLUTION = [(32, 32), (48, 48), (64, 64), (96, 96), (128, 128)]
+SIZES = [(64, 64), (64, 36), (36, 64), (96, 64), (128, 32), (96, 96), (64, 128), (128, 128), (192, 128), (256, 256)]
+FOUR = "a red circle, a blue square, a green triangle and a yellow square"
 RED_CIRCLE, BLUE_SQUARE = Kind("red", "circle"), Kind("blue", "square")
 TOP, SIDE = {"circle": 1.0, "square": 0.886, "triangle": 1.555}, {"circle": 1.0, "square": 0.886, "triangle": 1.347}
 BOTTOM = TOP | {"triangle": 0.778}
@@ -42,20 +43,102 @@ def scene(*items: tuple[Kind, float, float, float], size: int = 64) -> np.ndarra
     return paint(objects, height=size, width=size)
 
 
+def least_radius(size: int) -> float:
+    """Of a true object in a square picture: 10 pixels of 128, and never more."""
+    return 10 * min(size / 128, 1)
+
+
 def painted(mask: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
     return np.where(mask[..., None], np.array(rgb, np.uint8), np.uint8(232))
 
 
-@pytest.mark.parametrize(("width", "height"), ASPECT + RESOLUTION)
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_true_drawings_are_read_exactly(width, height):
-    captions, images = drawings(width, height, 500)
-    verdicts = [compare(image, caption) for image, caption in zip(images, captions, strict=True)]
-    assert sum(verdict.exact for verdict in verdicts) >= 495
+    captions, images = drawings(width, height, 30)
+    assert all(compare(image, caption).exact for image, caption in zip(images, captions, strict=True))
 
 
-@pytest.mark.parametrize(("width", "height"), ASPECT + RESOLUTION)
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_four_objects_are_read_exactly(width, height):
+    captions = sample_captions(np.random.default_rng(5), 6, objects=4)
+    for image, caption in zip(
+        draw_batch(captions, np.random.default_rng(6), height=height, width=width), captions, strict=True
+    ):
+        assert compare(image, caption).exact
+
+
+# What each alteration takes away and gives.
+FAULTS = {
+    "removed": (1, 0),
+    "added": (0, 1),
+    "repeated": (0, 1),
+    "recoloured": (1, 1),
+    "reshaped": (1, 1),
+    "cut by half": (1, 1),
+    "shrunk to a quarter of its area": (1, 1),
+    "shrunk to a quarter of its radius": (1, 0),
+}
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("alteration", list(Alteration))
+def test_altered_drawings_change_the_verdict_accordingly(alteration, width, height):
+    rng = np.random.default_rng((width, height))
+    right = []
+    for caption in sample_captions(rng, 8, objects=2) + sample_captions(rng, 4, objects=3):
+        objects = place(parse_caption(caption), rng, height=height, width=width)
+        altered = alter(alteration, objects, rng, height=height, width=width)
+        assert altered[1:] == FAULTS[alteration]
+        assert compare(paint(objects, height=height, width=width), caption).exact
+        right.append(compare(altered.image, caption)[1:] == FAULTS[alteration])
+    assert all(right)
+
+
+@pytest.mark.parametrize("size", [64, 96, 128, 256])
+@pytest.mark.parametrize("shape", ["circle", "square", "triangle"])
+def test_half_an_object_is_missing_at_any_angle(shape, size):
+    for radius in least_radius(size) * np.array([1.02, 1.2, 1.38]):
+        item = SceneObject(Kind("blue", shape), 32.3, 31.6, float(radius))
+        assert compare(paint((item,), height=size, width=size), f"a blue {shape}").exact
+        for angle in np.deg2rad(np.arange(0, 360, 30)):
+            assert compare(halve(item, float(angle), height=size, width=size), f"a blue {shape}") == (False, 1, 1)
+
+
+@pytest.mark.parametrize("shape", ["circle", "square"])
+def test_half_an_object_much_larger_than_it_need_be_is_missing_too(shape):
+    item = SceneObject(Kind("blue", shape), 32.3, 31.6, 14.0)
+    for angle in np.deg2rad(np.arange(0, 360, 15)):
+        assert compare(halve(item, float(angle), height=64, width=64), f"a blue {shape}") == (False, 1, 1)
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_objects_of_training_pixels_are_right_in_smaller_pictures(size):
+    for kind in KINDS:
+        for radius in (10.0, 14.0):
+            image = scene((kind, size / 2 + 3, size / 2, radius), size=size)
+            assert compare(image, str(kind)).exact
+
+
+def test_the_least_object_follows_the_law():
+    areas = [least_area(height, width) for width, height in SIZES]
+    assert areas[0] == pytest.approx(math.pi * 5**2)
+    assert areas[1] == areas[2] == pytest.approx(math.pi * 3.75**2)
+    assert areas[-3:] == [pytest.approx(math.pi * 10**2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("radius", "verdict"), [(1.0, (True, 0, 0)), (0.97, (True, 0, 0)), (0.92, (False, 1, 1)), (0.36, (False, 1, 0))]
+)
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_small_objects_are_missing_and_specks_are_nothing(size, radius, verdict):
+    for shape in ("circle", "square", "triangle"):
+        image = scene((Kind("green", shape), 30.4, 31.7, radius * least_radius(size)), size=size)
+        assert compare(image, f"a green {shape}") == verdict
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_blank_pictures_and_other_captions_are_never_exact(width, height):
-    captions, images = drawings(width, height, 40, seed=1)
+    captions, images = drawings(width, height, 12, seed=1)
     blank = np.full((height, width, 3), 232, np.uint8)
     for i, caption in enumerate(captions):
         asked = parse_caption(caption)
@@ -65,20 +148,21 @@ def test_blank_pictures_and_other_captions_are_never_exact(width, height):
                 assert not compare(images[i], other).exact
 
 
-def test_soft_and_noisy_drawings_are_read_too():
+@pytest.mark.parametrize(("size", "sigma"), [(64, 0.7), (64, 1.0), (128, 1.5)])
+def test_soft_and_noisy_drawings_are_read_too(size, sigma):
     rng = np.random.default_rng(0)
-    captions, images = drawings(64, 64, 200, seed=2)
+    captions, images = drawings(size, size, 60, seed=2)
     exact = [
-        compare(blurred(image, 0.7, 6, rng), caption).exact for image, caption in zip(images, captions, strict=True)
+        compare(blurred(image, sigma, 6, rng), caption).exact for image, caption in zip(images, captions, strict=True)
     ]
-    assert sum(exact) >= 198
+    assert sum(exact) >= 59
 
 
 def test_drawings_blurred_beyond_recognition_are_not():
     rng = np.random.default_rng(0)
-    captions, images = drawings(64, 64, 40, seed=3)
-    exact = [compare(blurred(image, 5, 6, rng), caption).exact for image, caption in zip(images, captions, strict=True)]
-    assert sum(exact) <= 20
+    captions, images = drawings(128, 128, 40, seed=3)
+    exact = [compare(blurred(image, 8, 6, rng), caption).exact for image, caption in zip(images, captions, strict=True)]
+    assert sum(exact) <= 10
 
 
 @pytest.mark.parametrize(
@@ -91,6 +175,8 @@ def test_drawings_blurred_beyond_recognition_are_not():
         ("a red circle", "a yellow circle", 1, 1),
         ("a red circle, a blue square and a green triangle", "a green triangle, a red circle and a blue square", 0, 0),
         ("a red circle, a blue square and a green triangle", "a yellow triangle", 1, 3),
+        (FOUR, "a yellow square with a red circle, a green triangle and a blue square", 0, 0),
+        (FOUR, "a red circle with a yellow circle", 1, 3),
     ],
 )
 def test_missing_and_extra_are_counted(drawn, asked, missing, extra):
@@ -107,10 +193,10 @@ def test_place_and_area_are_those_drawn():
     rng = np.random.default_rng(4)
     for caption in sample_captions(rng, 50):
         drawn = sorted(place(parse_caption(caption), rng), key=lambda item: item.kind)
-        found = sorted(find_objects(paint(drawn, height=64, width=64)), key=lambda item: item.kind)
+        found = sorted(find_objects(paint(drawn, height=128, width=128)), key=lambda item: item.kind)
         for item, blob in zip(drawn, found, strict=True):
-            assert (blob.y, blob.x) == pytest.approx((item.y, item.x), abs=0.2)
-            assert blob.area == pytest.approx(np.pi * item.radius**2, rel=0.03)
+            assert (blob.y, blob.x) == pytest.approx((item.y, item.x), abs=0.3)
+            assert blob.area == pytest.approx(np.pi * item.radius**2, rel=0.05)
 
 
 @pytest.mark.parametrize("shift", [(30, 30, 30), (-30, -30, -30), (35, -20, 20), (-30, 30, 30), (20, 30, -30)])
@@ -183,19 +269,11 @@ def test_a_slightly_stretched_shape_keeps_its_name(shape, stretch):
 
 def test_specks_and_scratches_are_ignored_and_a_larger_blob_is_not():
     image = scene((BLUE_SQUARE, 40, 40, 8))
-    image[5:9, 5:9] = COLOURS["red"]
+    image[5:8, 5:8] = COLOURS["red"]
     image[14, 2:60] = (0, 0, 0)
     assert compare(image, "a blue square").exact
-    image[5:13, 5:13] = COLOURS["red"]
+    image[5:9, 5:9] = COLOURS["red"]
     assert compare(image, "a blue square") == (False, 0, 1)
-
-
-def test_the_speck_grows_with_the_picture_and_stays_below_any_drawn_object():
-    areas = [speck_area(height, width) for width, height in ((16, 16), (32, 32), (48, 48), (64, 64), (128, 128))]
-    assert areas == sorted(areas)
-    assert areas[3] == pytest.approx(4096 / 200)
-    for width, height in ASPECT + RESOLUTION:
-        assert speck_area(height, width) < np.pi * 4.5**2 / 2
 
 
 def test_noise_holds_nothing_that_is_asked():

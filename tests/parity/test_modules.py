@@ -7,7 +7,7 @@ import torch
 from parity_cases import ENTROPY, GRIDS, ORIGINAL, bucket_of
 
 from entscale_jax.parity.bounds import CONTROL_UNET
-from entscale_jax.parity.compare import CAPTIONS, _call, precision, relative_error
+from entscale_jax.parity.compare import CAPTIONS, call, precision, relative_error
 from entscale_jax.scales import ScaleRule, Scaling
 from entscale_jax.weights.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def test_vae_encode(open_pair, model):
     pair = open_pair(model, True)
     images = np.random.default_rng(4).uniform(-1, 1, (2, 5 * pair.info.latent_factor, 7 * pair.info.latent_factor, 3))
     expected = pair.reference.encode(images)
-    got = np.concatenate(_call(pair.pipe.vae, images, method="encode"), axis=-1)
+    got = np.concatenate(call(pair.pipe.vae, images, method="encode"), axis=-1)
     assert relative_error(got, expected) <= BOUND
     assert relative_error(got, pair.reference.encode(images.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)) > 100 * BOUND
 
@@ -126,7 +126,7 @@ class _Altered:
 def test_one_altered_weight_fails_the_vae(open_pair, model):
     pair = open_pair(model, True)
     latents = pair.noise(bucket_of(pair, (7, 13)))
-    got = _call(pair.pipe.vae, latents / pair.info.vae.scaling_factor, method="decode")
+    got = call(pair.pipe.vae, latents / pair.info.vae.scaling_factor, method="decode")
     middle = "decoder.mid_block.attentions.0.to_v.weight"  # the built-in model has no attention there
     names = ("decoder.conv_out.weight", "post_quant_conv.bias", middle if model == "sd1" else "decoder.conv_in.weight")
     for name in names:
@@ -139,7 +139,7 @@ def test_one_altered_weight_fails_the_vae(open_pair, model):
 def test_one_altered_weight_fails_the_text_encoder(open_pair, model):
     pair = open_pair(model, True)
     tokens = Tokenizer(pair.info.folder / "tokenizer", pair.info.text.max_position_embeddings)(CAPTIONS)
-    got = _call(pair.pipe.text, tokens)
+    got = call(pair.pipe.text, tokens)
     names = [name for name, _ in pair.reference.text_encoder.named_parameters()]
     first = next(name for name in names if name.endswith("layers.0.self_attn.v_proj.weight"))
     last = next(name for name in names if name.endswith("final_layer_norm.bias"))

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ class SyntheticRun:
     sizes: tuple[tuple[int, int], ...] = ((64, 64), (96, 64))
     methods: tuple[Any, ...] = ("original", "entropy")
     prompts: tuple[str, ...] = ("a red circle", "a blue square")
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] | dict[str, int] = (0,)
     models: tuple[str, ...] = ("scenes",)
     metrics: tuple[str, ...] = ("objects", "entropy")
     objects: dict[Any, tuple[bool, int, int]] = field(default_factory=dict)
     errors: dict[Any, str] = field(default_factory=dict)
+    name: str = "synthetic"
+    weights: str = "0123abcd" * 8
+    steps: int = 2
+    cell_pixels: int = 4
+    """Pixels along a side of a latent cell; levels are of 256 and 64 tokens in training."""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:
@@ -37,31 +43,35 @@ class SyntheticRun:
             for model in self.models
             for size in self.sizes
             for method in self.methods
-            for seed in self.seeds
-            for prompt in self.prompts
+            for prompt, seed in self._pairs()
         ]
-        self.rows = [self._row(folder, f"{number:016x}", *cell) for number, cell in enumerate(cells)]
+        self.rows = [self._row(folder, sha256(repr(cell).encode()).hexdigest()[:16], *cell) for cell in cells]
         for row in self.rows:
             (folder / "rows" / f"{row['cell']}.json").write_text(json.dumps(row))
         self._write_records(folder)
         return folder
 
+    def _pairs(self) -> list[tuple[str, int]]:
+        if isinstance(self.seeds, dict):
+            return [(prompt, seed) for seed, prompt in enumerate(self.prompts, self.seeds["first"])]
+        return [(prompt, seed) for seed in self.seeds for prompt in self.prompts]
+
     def _write_spec(self, folder: Path) -> None:
         sweep = {
-            "name": "synthetic",
+            "name": self.name,
             "models": list(self.models),
             "sizes": [f"{width}x{height}" for width, height in self.sizes],
             "methods": list(self.methods),
             "prompts": list(self.prompts),
-            "seeds": list(self.seeds),
-            "sampler": {"name": "ddim", "steps": 2, "guidance": 5.0},
+            "seeds": self.seeds if isinstance(self.seeds, dict) else list(self.seeds),
+            "sampler": {"name": "ddim", "steps": self.steps, "guidance": 5.0},
             "metrics": list(self.metrics),
         }
-        weights = dict.fromkeys(self.models, "0123abcd" * 8)
+        weights = dict.fromkeys(self.models, self.weights)
         (folder / "spec.yaml").write_text(yaml.safe_dump({"sweep": sweep, "weights": weights}, sort_keys=False))
 
     def _row(self, folder: Path, cell: str, model: str, size: tuple[int, int], method: Any, prompt: str, seed: int):
-        label = method if isinstance(method, str) else f"fixed:{method['multiplier']:g}"
+        label = method if isinstance(method, str) else f"fixed:{_joined(method['multiplier'])}"
         row = {
             **{"cell": cell, "model": model, "width": size[0], "height": size[1]},
             **{"method": label, "prompt": prompt, "seed": seed},
@@ -75,7 +85,7 @@ class SyntheticRun:
             counts = self.objects.get((size, label, prompt), (True, 0, 0))
             row |= dict(zip(("objects_exact", "objects_missing", "objects_extra"), counts, strict=True))
         if "entropy" in self.metrics:
-            row |= {"entropy": 3.0, "entropy_layers": list(entropy_layers(size, label))}
+            row |= {"entropy": 3.0, "entropy_layers": list(entropy_layers(size, label, self.cell_pixels))}
         return row
 
     def _write_records(self, folder: Path) -> None:
@@ -104,14 +114,18 @@ def hash_free(text: str) -> int:
     return sum(text.encode()) % 256
 
 
-def entropy_layers(size: tuple[int, int], label: str):
-    """Two layers at each of two levels, of a model with latents of a quarter of the size; two steps each."""
-    height, width = math.ceil(size[1] / 4), math.ceil(size[0] / 4)
+def _joined(multiplier: float | list[float]) -> str:
+    return ",".join(f"{value:g}" for value in (multiplier if isinstance(multiplier, list) else [multiplier]))
+
+
+def entropy_layers(size: tuple[int, int], label: str, cell: int):
+    """Two layers at each of two levels, of a model with `cell` pixels along a side of a latent cell; two steps each."""
+    height, width = math.ceil(size[1] / cell), math.ceil(size[0] / cell)
     for level, train_tokens in enumerate(TRAIN_TOKENS):
         tokens = math.ceil(height / 2**level) * math.ceil(width / 2**level)
         mean = math.log(tokens) - (0.5 if label == "original" else 0.75)
         for number in range(2):
             yield {
                 **{"layer": f"down_blocks/{level}/attentions/{number}", "tokens": tokens},
-                **{"train_tokens": train_tokens, "entropy": [mean + 0.1, mean - 0.1]},
+                **{"train_tokens": train_tokens, "entropy": [mean + 0.1, mean - 0.1], "logit_gap": [2.5, 1.5 + level]},
             }

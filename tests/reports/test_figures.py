@@ -4,9 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from entscale_jax.reports.figures import _INK, entropy_figure, objects_figure
-from entscale_jax.reports.statistics import Interval
+from entscale_jax.reports.figures import INK, entropy_figure, objects_figure
 from entscale_jax.reports.tables import EntropyLine, EntropyTable, ObjectCounts, ObjectsTable
+from entscale_jax.statistics import Interval
 
 METHODS = ("original", "entropy <script>$x$")
 
@@ -57,7 +57,7 @@ def test_figures_are_well_formed_and_carry_no_markup_of_others(drawn):
 def test_figures_take_the_colour_of_the_page(drawn):
     for figure in drawn:
         assert "currentColor" in figure
-        assert _INK not in figure
+        assert INK not in figure
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,12 @@ def test_an_unfinished_run_says_how_much_is_done(folder):
     assert len(page.images) == 5
 
 
+def test_a_seed_for_each_caption_is_planned_once(folder):
+    page = make_page(SyntheticRun(prompts=(CIRCLE, SQUARE, CIRCLE), seeds={"first": 7}), folder)
+    assert "Unfinished" not in page.text
+    assert "12 images of scenes at 2 sizes (width x height in pixels), 3 pairs" in " ".join(page.text.split())
+
+
 def test_a_lost_picture_is_named(folder):
     run = SyntheticRun()
     run.write(folder)
@@ -254,8 +260,8 @@ def test_a_run_without_rows(folder):
 
 
 def test_a_broken_row_is_named(folder):
-    SyntheticRun().write(folder)
-    row = folder / "rows" / f"{3:016x}.json"
+    run = SyntheticRun()
+    row = run.write(folder) / "rows" / f"{run.rows[3]['cell']}.json"
     row.write_text(row.read_text()[:20])
     with pytest.raises(UserError, match=rf"{row.name} can't be read.*remove it"):
         write_report(folder)

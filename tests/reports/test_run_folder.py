@@ -1,7 +1,9 @@
 """The report reads what the sweep's own code writes, from rows and from the tables made of them."""
 
+import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from entscale_jax.reports.levels import find_levels
@@ -52,8 +54,8 @@ def folder(tmp_path):
     run = RunFolder(tmp_path / "run")
     cells = [make_cell(method, prompt) for method in METHODS for prompt in PROMPTS]
     layers = [
-        {"layer": "down_blocks/0", "tokens": 144, "train_tokens": 256, "entropy": [4.0, 3.0]},
-        {"layer": "mid_block", "tokens": 40, "train_tokens": 64, "entropy": [2.0, 1.0]},
+        {"layer": "down_blocks/0", "tokens": 144, "train_tokens": 256, "entropy": [4.0, 3.0], "logit_gap": [1.0, 2.0]},
+        {"layer": "mid_block", "tokens": 40, "train_tokens": 64, "entropy": [2.0, 1.0], "logit_gap": [0.5, 0.25]},
     ]
     with run.opened():
         run.prepare(dump_spec(SweepSpec.model_validate(SPEC), PROMPTS, {"scenes": "ab" * 32}))
@@ -107,3 +109,23 @@ def test_tables_serve_where_the_rows_were_removed(folder):
     assert {sample.cell: sample for sample in after.samples} == {sample.cell: sample for sample in before.samples}
     assert sorted(after.entropy, key=repr) == sorted(before.entropy, key=repr)
     assert len(after.entropy) == 4
+    assert {layer.logit_gap for layer in after.entropy} == {1.5, 0.375}
+
+
+def test_runs_of_before_the_logit_gap_was_measured_stay_readable(folder):
+    for path in (folder / "rows").iterdir():
+        row = json.loads(path.read_text())
+        for layer in row.get("entropy_layers", ()):
+            del layer["logit_gap"]
+        path.write_text(json.dumps(row))
+    before = read_run(folder)
+    assert [layer.logit_gap for layer in before.entropy] == [None] * 4
+    store = RunFolder(folder)
+    cells = [make_cell(method, prompt) for method in METHODS for prompt in PROMPTS]
+    compact(store, list(store.read_rows(cells).values()))
+    table = folder / "entropy.parquet"
+    assert pq.read_table(table).column("logit_gap").null_count == 12
+    shutil.rmtree(folder / "rows")
+    assert sorted(read_run(folder).entropy, key=repr) == sorted(before.entropy, key=repr)
+    pq.write_table(pq.read_table(table).drop_columns(["logit_gap"]), table)
+    assert sorted(read_run(folder).entropy, key=repr) == sorted(before.entropy, key=repr)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from entscale_jax.metrics.captions import KINDS, write_caption
 from entscale_jax.scenes.captions import balanced_captions
 from entscale_jax.scenes.tokenizer import WORDS, write_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "entscale_jax/scenes/model/tokenizer"
+LONGEST = "a red circle, a blue square, a green triangle and a yellow square"
 FOREIGN = [
     "",
     "   ",
@@ -72,10 +72,10 @@ class Reckoned:
 
 
 def test_each_caption_has_one_token_a_word_and_two(tokenizer):
-    for caption in [*balanced_captions(60), write_caption(KINDS[:3])]:
+    for caption in [*balanced_captions(60), LONGEST, LONGEST.replace(",", " with", 1)]:
         words = caption.replace(",", " ,").split()
         ids = tokenizer(caption).input_ids
-        assert len(ids) == len(words) + 2 <= 16
+        assert len(ids) == len(words) + 2 <= 24
         assert tokenizer.convert_ids_to_tokens(ids[1:-1]) == [f"{word}</w>" for word in words]
 
 
@@ -104,18 +104,18 @@ def test_any_text_tokenizes_without_the_unknown_token(tokenizer, folder):
 
 
 def test_settings_are_those_that_the_pipeline_relies_on(tokenizer):
-    assert tokenizer.model_max_length == 16
+    assert tokenizer.model_max_length == 24
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|startoftext|>", "<|endoftext|>")
     assert (tokenizer.pad_token, tokenizer.unk_token) == ("<|endoftext|>", "<|endoftext|>")
     assert tokenizer.eos_token_id == len(tokenizer) - 1 == max(tokenizer.get_vocab().values())
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
 
 
-def test_captions_pad_and_cut_to_16(tokenizer):
-    ids = tokenizer(["a red circle", "a zebra " * 9], padding="max_length", truncation=True).input_ids
+def test_captions_pad_and_cut_to_24(tokenizer):
+    ids = tokenizer(["a red circle", "a zebra " * 12], padding="max_length", truncation=True).input_ids
     end = tokenizer.eos_token_id
-    assert [len(row) for row in ids] == [16, 16]
-    assert ids[0][4:] == [end] * 12
+    assert [len(row) for row in ids] == [24, 24]
+    assert ids[0][4:] == [end] * 20
     assert ids[1][-1] == end
 
 
@@ -123,9 +123,9 @@ def test_opens_without_a_word_from_transformers(folder, caplog):
     library = logging.getLogger("transformers")
     library.addHandler(caplog.handler)
     try:
-        CLIPTokenizer.from_pretrained(str(folder))("a red circle, a blue square and a green triangle")
+        CLIPTokenizer.from_pretrained(str(folder))(LONGEST)
         assert not caplog.records
-        CLIPTokenizer.from_pretrained(str(folder))("zebra " * 16)  # too long, which it does say
+        CLIPTokenizer.from_pretrained(str(folder))("zebra " * 24)  # too long, which it does say
         assert caplog.records
     finally:
         library.removeHandler(caplog.handler)

@@ -13,7 +13,7 @@ import numpy as np
 
 from entscale_jax.sampling import NoiseSchedule
 from entscale_jax.scenes.recipe import Recipe
-from entscale_jax.sweep.drawer import Drawer
+from entscale_jax.sweep.drawer import Drawer, Load
 from entscale_jax.sweep.executor import Compile, Event, Failed, Failure, Finished, Lost
 from entscale_jax.sweep.plan import Task, make_plan
 from entscale_jax.sweep.spec import SweepSpec
@@ -21,14 +21,29 @@ from entscale_jax.weights.folder import ModelInfo
 
 
 class FakeInfo(ModelInfo):
-    """The built-in model's configs, three levels trained at 64x64 pixels of 4 to a latent cell, without its files."""
+    """Configs without files: three levels, trained at 64x64 pixels of 4 to a latent cell where nothing else is said."""
 
-    def __init__(self, name="fake", weights="ab" * 32, train_size=(64, 64)):
+    def __init__(self, name="fake", weights="ab" * 32, train_size=(64, 64), levels=3, factor=4):
         recipe = Recipe()
-        unet = replace(recipe.unet, sample_size=(train_size[0] // 4, train_size[1] // 4))
+        unet = replace(
+            recipe.unet,
+            sample_size=(train_size[0] // factor, train_size[1] // factor),
+            down_block_types=("CrossAttnDownBlock2D",) * levels,
+            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            block_out_channels=(64,) * levels,
+            transformer_layers_per_block=1,
+            attention_head_dim=2,
+        )
+        stages = factor.bit_length()
+        autoencoder = replace(
+            recipe.autoencoder,
+            down_block_types=("DownEncoderBlock2D",) * stages,
+            up_block_types=("UpDecoderBlock2D",) * stages,
+            block_out_channels=(8,) * stages,
+        )
         text = replace(recipe.text, vocab_size=100)
         schedule = NoiseSchedule.from_json(recipe.scheduler)
-        super().__init__(name, Path("nowhere"), unet, recipe.autoencoder, text, schedule)
+        super().__init__(name, Path("nowhere"), unet, autoencoder, text, schedule)
         object.__setattr__(self, "weights", weights)
 
     @property
@@ -54,10 +69,13 @@ class FakePipe:
         shared = (height, width, rule.label, steps, guidance, len(prompts))
         rngs = [_rng(prompt, one, i, *shared) for i, (prompt, one) in enumerate(zip(prompts, seed, strict=True))]
         images = np.stack([rng.integers(0, 256, (height, width, 3), np.uint8) for rng in rngs])
-        entropy = {
-            name: np.stack([rng.random((steps, 2)) for rng in rngs], 1).astype(np.float32) for name in self.layers
-        }
-        return SimpleNamespace(images=images, latents=None, entropy=entropy if measure_entropy else None)
+        entropy, gap = (
+            {name: np.stack([rng.random((steps, 2)) for rng in rngs], 1).astype(np.float32) for name in self.layers}
+            if measure_entropy
+            else None
+            for _ in range(2)
+        )
+        return SimpleNamespace(images=images, latents=None, entropy=entropy, logit_gap=gap)
 
 
 def _rng(*parts):
@@ -81,8 +99,15 @@ Fault = Callable[[str, Task], "str | None"]
 class FakeExecutor:
     """Workers in this process, one task each per turn. `fault` may raise, as Ctrl-C in the driver would."""
 
-    def __init__(self, workers: int = 1, fault: Fault = lambda worker, task: None, metrics: Sequence[Any] = ()):
+    def __init__(
+        self,
+        workers: int = 1,
+        fault: Fault = lambda worker, task: None,
+        metrics: Sequence[Any] = (),
+        load: Load = lambda cell: FakePipe(),
+    ):
         self.fault = fault
+        self.load = load
         self.metrics = metrics
         self.names = [f"w{number}" for number in range(workers)]
         self.waiting: deque[tuple[str, Task]] = deque()
@@ -107,7 +132,7 @@ class FakeExecutor:
         if fault is not None:
             return [Failed(worker, task, Failure(fault.removeprefix("fatal "), fatal=fault.startswith("fatal ")))]
         if worker not in self.drawers:
-            self.drawers[worker] = Drawer(self.metrics, lambda cell: FakePipe(), FakeCounter(), f"fake:{worker}")
+            self.drawers[worker] = Drawer(self.metrics, self.load, FakeCounter(), f"fake:{worker}")
         value = self.drawers[worker].draw(task)
         return [Failed(worker, task, value) if isinstance(value, Failure) else Finished(worker, task, value)]
 

@@ -28,6 +28,13 @@ def test_duplicates_are_one_cell():
     assert twice.chunks == small_plan().chunks
 
 
+def test_a_seed_for_each_caption_keeps_captions_that_come_twice():
+    plan = small_plan(prompts=("a", "b", "a"), seeds={"first": 5}, sizes=["64x64"], methods=["entropy"])
+    assert [(cell.prompt, cell.seed) for cell in plan.cells] == [("a", 5), ("b", 6), ("a", 7)]
+    listed = small_plan(prompts=("a", "b", "a"), seeds=[5], sizes=["64x64"], methods=["entropy"])
+    assert [(cell.prompt, cell.seed) for cell in listed.cells] == [("a", 5), ("b", 5)]
+
+
 def test_a_chunk_is_of_one_program_and_size_and_at_most_a_batch():
     for chunk in small_plan().chunks:
         assert 1 <= len(chunk.cells) <= chunk.program.batch == 4

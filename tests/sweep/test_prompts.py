@@ -12,7 +12,23 @@ def _spec(prompts, metrics=()):
 
 def test_scenes_are_balanced_captions(tmp_path):
     captions = resolve_prompts(_spec({"scenes": 6}), tmp_path)
-    assert [caption.count(" and ") + caption.count(",") + 1 for caption in captions] == [1, 2, 3, 1, 2, 3]
+    assert [caption.count(" and ") + caption.count(",") + 1 for caption in captions] == [1, 2, 3, 4, 1, 2]
+
+
+def test_scenes_of_one_seed_begin_each_other_and_of_another_do_not(tmp_path):
+    long, short, other = (
+        resolve_prompts(_spec({"scenes": count, "seed": seed}), tmp_path) for count, seed in ((40, 3), (12, 3), (40, 4))
+    )
+    assert long[:12] == short
+    assert long != other
+    assert resolve_prompts(_spec({"scenes": 40, "seed": 0}), tmp_path) == resolve_prompts(
+        _spec({"scenes": 40}), tmp_path
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_study_of_any_seed_has_its_captions(tmp_path, seed):
+    assert len(resolve_prompts(_spec({"scenes": 512, "seed": seed}), tmp_path)) == 512
 
 
 def test_a_file_beside_the_sweep(tmp_path):

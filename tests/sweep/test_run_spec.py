@@ -35,6 +35,16 @@ def test_all_of_a_spec_comes_back(tmp_path):
     check_same(path, dump_spec(spec.model_copy(update={"workers": 9}), AWKWARD, {}))
 
 
+def test_a_seed_for_each_caption_comes_back_and_is_told_from_another(tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(dump_spec(_spec(seeds={"first": 3}), AWKWARD, {}))
+    assert read_sweep(path).spec == _spec(seeds={"first": 3})
+    with pytest.raises(UserError, match=r"seeds\.first is 3 there and 4 here"):
+        check_same(path, dump_spec(_spec(seeds={"first": 4}), AWKWARD, {}))
+    with pytest.raises(UserError, match=r"seeds is .* there and 3 here"):
+        check_same(path, dump_spec(_spec(seeds=[3]), AWKWARD, {}))
+
+
 def test_a_long_difference_is_cut(tmp_path):
     path = tmp_path / "spec.yaml"
     path.write_text(dump_spec(_spec(), AWKWARD, {}))

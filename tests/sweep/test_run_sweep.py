@@ -73,7 +73,8 @@ def test_columns_are_those_of_the_design(undisturbed):
         *("objects_exact", "objects_missing", "objects_extra", "entropy", "error"),
     ]
     assert pq.read_schema(undisturbed / "entropy.parquet").names == [
-        *("cell", "model", "width", "height", "method", "layer", "tokens", "train_tokens", "step", "entropy")
+        *("cell", "model", "width", "height", "method", "layer", "tokens", "train_tokens", "step"),
+        *("entropy", "logit_gap"),
     ]
 
 
@@ -90,6 +91,7 @@ def test_entropy_has_a_row_a_layer_and_step(undisturbed):
         (30, 30, "down/attn1"): (64, 256),
         (30, 30, "mid/attn1"): (4, 16),
     }
+    assert all(0 < row["logit_gap"] < 1 and row["logit_gap"] != row["entropy"] for row in table)
     samples = {row["cell"]: row["entropy"] for row in pq.read_table(undisturbed / "samples.parquet").to_pylist()}
     for cell, mean in samples.items():
         values = [row["entropy"] for row in table if row["cell"] == cell]

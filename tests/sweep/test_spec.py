@@ -7,7 +7,7 @@ from sweep_fakes import SPEC
 
 from entscale_jax.errors import UserError
 from entscale_jax.scales import ScaleRule, Scaling
-from entscale_jax.sweep.spec import Metric, ParquetPrompts, ScenePrompts, read_sweep
+from entscale_jax.sweep.spec import Metric, ParquetPrompts, ScenePrompts, SeedOfCaption, read_sweep
 
 GOOD = """\
 sweep:
@@ -57,6 +57,9 @@ MISTAKES = [
     ("{scenes: 8}", "{scenes: 0}", 6, "prompts.scenes is 0: it should be greater than or equal to 1"),
     ("[0, 3]", "[-1]", 7, "seeds[0] is -1: it should be greater than or equal to 0"),
     ("[0, 3]", "0", 7, "seeds is 0: give a list"),
+    ("[0, 3]", "{frist: 3}", 7, "unknown key 'frist': did you mean 'first'?"),
+    ("[0, 3]", "{first: -3}", 7, "seeds.first is -3: it should be greater than or equal to 0"),
+    ("{scenes: 8}", "{scenes: 8, sead: 1}", 6, "unknown key 'sead': did you mean 'seed'?"),
     ("steps: 25", "steps: '25'", 8, "sampler.steps is '25': it should be a valid integer"),
     ("steps: 25", "steps: 0", 8, "sampler.steps is 0: it should be greater than or equal to 1"),
     ("ddim", "euler", 8, "sampler.name is 'euler': it should be 'ddim'"),
@@ -134,6 +137,14 @@ def test_other_forms(tmp_path):
     assert spec.prompts == ParquetPrompts(parquet="f.parquet", column="caption", count=3, seed=0)
     assert spec.methods[2] == Scaling(ScaleRule.FIXED, (0.8, 1.0))
     assert (spec.batch, spec.workers, spec.train_size) == (4, 2, (96, 64))
+
+
+def test_a_seed_for_each_caption(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(GOOD.replace("[0, 3]", "{first: 40}").replace("{scenes: 8}", "{scenes: 8, seed: 2}"))
+    spec = read_sweep(path).spec
+    assert spec.seeds == SeedOfCaption(first=40)
+    assert spec.prompts == ScenePrompts(scenes=8, seed=2)
 
 
 def test_a_cluster_configuration_as_ray_leaves_it_on_the_head_node(tmp_path):

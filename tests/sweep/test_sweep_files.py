@@ -11,12 +11,16 @@ import sweep_fakes as fakes
 import yaml
 
 from entscale_jax.buckets import token_counts
+from entscale_jax.scenes.captions import balanced_captions
+from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.sweep.plan import make_plan
 from entscale_jax.sweep.prompts import resolve_prompts
 from entscale_jax.sweep.spec import read_sweep
 
+TRAIN_SIZE, FACTOR, LEVELS = 128, Recipe().autoencoder.factor, Recipe().unet.levels
 SWEEPS = Path(__file__).parents[2] / "sweeps"
-FILES = ("aspect.yaml", "resolution.yaml")
+STUDY = ("scenes-study-rules.yaml", "scenes-study-multipliers.yaml", "scenes-study-entropy.yaml")
+FILES = ("aspect.yaml", "resolution.yaml", *STUDY)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,8 @@ def ray_schema():
 def _plan(name):
     file = read_sweep(SWEEPS / name)
     prompts = resolve_prompts(file.spec, file.folder)
-    return make_plan(file.spec, prompts, {"scenes": fakes.FakeInfo("scenes")})
+    model = fakes.FakeInfo("scenes", train_size=(TRAIN_SIZE, TRAIN_SIZE), factor=FACTOR, levels=LEVELS)
+    return make_plan(file.spec, prompts, {"scenes": model})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -44,29 +49,70 @@ def test_ray_takes_it_for_a_cluster(name, ray_schema):
         jsonschema.validate({**config, "sweep": config["metadata"]["sweep"]}, ray_schema)
 
 
-@pytest.mark.parametrize(("name", "cells"), [("aspect.yaml", 6 * 2 * 8), ("resolution.yaml", 5 * 2 * 8)])
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("aspect.yaml", 6 * 2 * 8),
+        ("resolution.yaml", 5 * 2 * 8),
+        ("scenes-study-rules.yaml", 7 * 2 * 256),
+        ("scenes-study-multipliers.yaml", 7 * 8 * 64),
+        ("scenes-study-entropy.yaml", 7 * 2 * 8),
+    ],
+)
 def test_it_is_planned_whole(name, cells):
     assert len(_plan(name).cells) == cells
 
 
+def _sizes(name):
+    return {(chunk.width, chunk.height): chunk.program.key.bucket for chunk in _plan(name).chunks}
+
+
 def test_aspect_covers_long_side_short_side_and_the_control():
-    train = token_counts((16, 16), 3)
-    sizes = {(chunk.width, chunk.height): chunk.program.key.bucket for chunk in _plan("aspect.yaml").chunks}
-    tokens = {size: token_counts(bucket.latent(4), 3) for size, bucket in sizes.items()}
-    assert {max(size) for size in sizes} == {64, 96, 128}
+    train = token_counts((TRAIN_SIZE // FACTOR,) * 2, LEVELS)
+    sizes = _sizes("aspect.yaml")
+    tokens = {size: token_counts(bucket.latent(FACTOR), LEVELS) for size, bucket in sizes.items()}
+    assert {max(size) for size in sizes} == {128, 192, 256}
     assert any(width < height for width, height in sizes)
     for size, counts in tokens.items():
         # The control is equal at every level: both rules draw the same there, and nowhere else.
-        assert (counts == train) == (size == (128, 32))
-        if size != (128, 32):
+        assert (counts == train) == (size == (256, 64))
+        if size != (256, 64):
             assert all(now != then for now, then in zip(counts, train, strict=True))
 
 
 def test_resolution_goes_from_half_to_twice_the_training_size():
-    sizes = {(chunk.width, chunk.height) for chunk in _plan("resolution.yaml").chunks}
+    sizes = _sizes("resolution.yaml")
     assert all(width == height for width, height in sizes)
-    assert (min(sizes), max(sizes)) == ((32, 32), (128, 128))
-    assert (64, 64) in sizes
+    assert (min(sizes), max(sizes)) == ((64, 64), (256, 256))
+    assert (128, 128) in sizes
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_the_study_draws_half_the_training_size_twice_and_five_more(name):
+    sizes = _sizes(name)
+    assert len(sizes) == 7
+    assert {(64, 64), (128, 128), (256, 256)} <= sizes.keys()
+
+
+def test_the_parts_of_the_study_draw_the_same_captions_from_the_same_noise():
+    rules, multipliers, entropy = (
+        list(dict.fromkeys((cell.prompt, cell.seed) for cell in _plan(name).cells)) for name in STUDY
+    )
+    assert (len(rules), len(multipliers), len(entropy)) == (256, 64, 8)
+    assert rules[:64] == multipliers
+    assert rules[:8] == entropy
+    assert len({seed for _, seed in rules}) == 256
+    # Training and evaluation read the captions of seed 0, from the first seeds on.
+    assert [prompt for prompt, _ in rules] != balanced_captions(256)
+    assert min(seed for _, seed in rules) > 10_000
+    assert len({(cell.sampler, cell.steps, cell.guidance) for name in STUDY for cell in _plan(name).cells}) == 1
+
+
+def test_the_study_has_the_multipliers_beside_the_rules():
+    methods = {cell.method for cell in _plan("scenes-study-multipliers.yaml").cells}
+    assert {method.multiplier for method in methods} == {0.5, 0.7, 0.8, 0.9, 1.1, 1.25, 1.6, 2.0}
+    assert {method.rule.value for method in methods} == {"fixed"}
+    assert {cell.method.label for cell in _plan("scenes-study-rules.yaml").cells} == {"original", "entropy"}
 
 
 def test_the_script_says_in_one_line_what_is_wrong(tmp_path):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from entscale_jax import statistics
 from entscale_jax.errors import UserError
-from entscale_jax.reports import statistics
-from entscale_jax.reports.statistics import Interval, bootstrap_mean
+from entscale_jax.statistics import Interval, bootstrap_mean
 
 
 def test_equal_values_have_an_interval_without_width():

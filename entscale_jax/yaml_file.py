@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from .errors import UserError
 
 Place = tuple[str | int, ...]
 """Keys and positions that lead from the top of a document to a value."""

@@ -1,11 +1,11 @@
-"""Means with their uncertainty: a sweep draws few images a size, so no mean of the report stands alone."""
+"""Means with their uncertainty: a measurement has few pictures at each size, so no mean stands alone."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import UserError
+from .errors import UserError
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -59,3 +59,24 @@ def _resampled(
 ) -> Float[np.ndarray, "size columns"]:
     rows = rng.integers(0, len(values), (size, len(values)))
     return values[rows].mean(axis=1)
+
+
+def interval(value: Interval, digits: int) -> str:
+    """A mean with its interval: `0.25 (0.10 to 0.40)`."""
+    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def percent(value: Interval) -> str:
+    """A share in per cent with its interval: `25.0% (10.0 to 40.0)`."""
+    return f"{value.mean:.1f}% ({value.low:.1f} to {value.high:.1f})"
+
+
+def signed(value: Interval, digits: int) -> str:
+    """A difference with its interval, every number with its sign but those that round to zero."""
+    mean, low, high = (_signed(number, digits) for number in (value.mean, value.low, value.high))
+    return f"{mean} ({low} to {high})"
+
+
+def _signed(number: float, digits: int) -> str:
+    text = f"{abs(number):.{digits}f}"
+    return text if float(text) == 0 else f"{'+' if number > 0 else '−'}{text}"
