@@ -98,7 +98,7 @@ def halve(
 
 
 def _choose(options: Sequence, rng: np.random.Generator):
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _placed(

@@ -6,8 +6,8 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,15 +34,11 @@ _BATCH = 25
 Images = UInt8[np.ndarray, "batch height width 3"]
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """How many pictures were judged as they deserve, of how many."""
 
     right: int
     judged: int
-
-    def __add__(self, other: "Share") -> "Share":
-        return Share(self.right + other.right, self.judged + other.judged)
 
     def __str__(self) -> str:
         return f"{self.right / self.judged:.1%}" if self.judged else "-"
@@ -85,9 +81,9 @@ def round_trip(pipe: TextToImage) -> Callable[[Images], Images]:
     factor, cell = pipe.info.vae.scaling_factor, pipe.info.vae.factor
 
     def through(images: Images) -> Images:
-        _, height, width, _ = images.shape
-        whole = np.pad(images, ((0, 0), (0, -height % cell), (0, -width % cell), (0, 0)), mode="edge")
-        latents = encode(pipe.vae, jnp.asarray(to_unit(whole)))
+        height, width = images.shape[1:3]
+        spare = [(0, 0), (0, -height % cell), (0, -width % cell), (0, 0)]
+        latents = encode(pipe.vae, jnp.asarray(to_unit(np.pad(images, spare, mode="edge"))))
         return np.asarray(pipe.programs.decode(latents * factor))[:, :height, :width]
 
     return through
@@ -123,7 +119,7 @@ def measure(pipe: TextToImage, count: int) -> list[str]:
 
 
 def _sum(shares: Sequence[Share]) -> Share:
-    return sum(shares, Share(0, 0))
+    return Share(sum(share.right for share in shares), sum(share.judged for share in shares))
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def section(pipe: TextToImage, sheet: Path, kept: Path = KEPT, *, each: int = EA
         f"![{min(_SHEET, len(known))} pictures with their captions]({sheet.name})",
         "",
         "Self-attention there, a mean over 16 captions, heads, steps and rows, in nats. The logit gap is a row's",
-        "largest logit less the log of the mean of `exp(logit)` over its other tokens; last, that of the sharpest head:",
+        "largest logit less the log of the mean of `exp(logit)` over the others; last, that of the sharpest head:",
         "",
         *table(("layer", "log T", "E_T", "log T - E_T", "logit gap", "sharpest head"), _structure_rows(pipe)),
     ]

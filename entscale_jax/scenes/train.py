@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ..weights.folder import ModelInfo, describe
 from ..weights.tokenizer import Tokenizer
-from ..weights.torch_format import load_parameters
+from ..weights.torch_format import AbstractRngs, load_parameters
 from .autoencoder_stage import scaling_factor, train_autoencoder
 from .diffusion_stage import TextToLatents, train_diffusion, untrained
 from .export import export_folder, replace_folder
@@ -107,10 +107,10 @@ def _from_folder(folder: Path, recipe: Recipe, vocab_size: int) -> _Start:
     info = describe(folder)
     _check_same(info, recipe, vocab_size)
     modules = TextToLatents(
-        _load(info, "unet", lambda: UNet2DConditionModel(info.unet, rngs=nnx.Rngs(0))),
-        _load(info, "text_encoder", lambda: CLIPTextModel(info.text, rngs=nnx.Rngs(0))),
+        _load(info, "unet", lambda: UNet2DConditionModel(info.unet, rngs=AbstractRngs())),
+        _load(info, "text_encoder", lambda: CLIPTextModel(info.text, rngs=AbstractRngs())),
     )
-    autoencoder = _load(info, "vae", lambda: AutoencoderKL(info.vae, rngs=nnx.Rngs(0)))
+    autoencoder = _load(info, "vae", lambda: AutoencoderKL(info.vae, rngs=AbstractRngs()))
     return _Start(modules, autoencoder, info.vae.scaling_factor, tuple(_segments(info)))
 
 
