@@ -13,6 +13,10 @@ from .provenance import Segment
 from .recipe import SIZE, Recipe
 from .trainer import Measures, Run, train
 
+_SMALLEST_BATCH = 2
+
+Pictures = UInt8[np.ndarray, "batch height width 3"]
+
 
 def train_autoencoder(recipe: Recipe, run: Run) -> tuple[AutoencoderKL, list[Segment]]:
     """The trained autoencoder and its provenance."""
@@ -31,9 +35,13 @@ def train_autoencoder(recipe: Recipe, run: Run) -> tuple[AutoencoderKL, list[Seg
         return value, {"loss": value, "error": error.mean()}
 
     def batches(step: int) -> Float[np.ndarray, "batch height width 3"]:
-        return to_unit(_scenes(np.random.default_rng((stage.seed, step)), stage.batch))
+        rng = np.random.default_rng((stage.seed, step))
+        height, width = recipe.autoencoder_sizes[rng.integers(len(recipe.autoencoder_sizes))]
+        # About as many pixels a step whatever the size.
+        count = _SMALLEST_BATCH * max(1, round(stage.batch * SIZE**2 / (height * width) / _SMALLEST_BATCH))
+        return to_unit(_scenes(rng, count, height, width))
 
-    average, segments = train(parameters, loss, batches, stage, run)
+    average, segments = train(parameters, loss, batches, stage, run, smallest_batch=_SMALLEST_BATCH)
     return nnx.merge(graph, average), segments
 
 
@@ -55,5 +63,16 @@ def normal(keys: jax.Array, shape: tuple[int, ...]) -> Float[Array, "batch *shap
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def _scenes(rng: np.random.Generator, count: int) -> UInt8[np.ndarray, "batch height width 3"]:
-    return draw_batch(sample_captions(rng, count), rng, height=SIZE, width=SIZE)
+def _scenes(rng: np.random.Generator, count: int, height: int = SIZE, width: int = SIZE) -> Pictures:
+    """Drawings of a size; half of those smaller than in training are windows of larger ones, objects cut by the edge.
+
+    So the objects of small pictures have both sizes: those of `metrics.captions.radii`, and those of training, which a
+    UNet may draw there.
+    """
+    whole = max(height, SIZE), max(width, SIZE)
+    cut = count // 2 if whole != (height, width) else 0
+    captions = sample_captions(rng, count)
+    large = draw_batch(captions[:cut], rng, height=whole[0], width=whole[1])
+    corners = rng.integers(0, (whole[0] - height + 1, whole[1] - width + 1), (cut, 2))
+    windows = [picture[y : y + height, x : x + width] for picture, (y, x) in zip(large, corners, strict=True)]
+    return np.stack([*windows, *draw_batch(captions[cut:], rng, height=height, width=width)])

@@ -77,9 +77,8 @@ def train_diffusion(
 
     def loss(parameters: nnx.State, batch: Batch, keys: jax.Array) -> tuple[Float[Array, ""], Measures]:
         model = nnx.merge(graph, parameters)
-        noise_keys, time_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        noise = normal(noise_keys, batch["latents"].shape[1:])
-        noisy, velocity, timesteps = noising(batch["latents"], noise, jax.vmap(jax.random.uniform)(time_keys))
+        noise = normal(keys, batch["latents"].shape[1:])
+        noisy, velocity, timesteps = noising(batch["latents"], noise, batch["uniform"])
         layers = model.unet.attention_layers()
         for layer in layers.values():
             layer.recorded = recipe.entropy_pictures
@@ -113,7 +112,7 @@ _PLAIN = Scaling(ScaleRule.ORIGINAL)
 
 
 class _Data:
-    """step -> latents and tokens of freshly drawn scenes; the same step, the same scenes."""
+    """step -> latents and tokens of freshly drawn scenes, each with a number in [0, 1). The same step, the same batch."""
 
     def __init__(self, recipe: Recipe, autoencoder: AutoencoderKL, scaling_factor: float, tokenize: Tokenizer):
         self._stage, self._unconditional, self._tokenize = recipe.diffusion_stage, recipe.unconditional, tokenize
@@ -159,8 +158,7 @@ def _structure(graph: nnx.GraphDef, data: _Data, noising: _Noising, recipe: Reci
     # Beyond every step of a training, so that they are none of its scenes.
     batch = data(2**40, count)
     keys = jax.random.split(jax.random.key(0), count)
-    uniform = (jnp.arange(count) + 0.5) / count
-    noisy, _, timesteps = noising(batch["latents"], normal(keys, batch["latents"].shape[1:]), uniform)
+    noisy, _, timesteps = noising(batch["latents"], normal(keys, batch["latents"].shape[1:]), batch["uniform"])
 
     @jax.jit
     def read(parameters: nnx.State) -> dict[str, tuple[Array, Array]]:

@@ -99,9 +99,12 @@ class Recipe:
     unet: UNet2DConditionConfig = UNET
     scheduler: Mapping[str, Any] = field(default_factory=SCHEDULER.copy)
     autoencoder_stage: Stage = Stage(
-        steps=1000, batch=8, learning_rate=2e-3, warmup=30, gradient_norm=0.5, optimizer="muon", muon_rate=0.02
+        steps=1500, batch=8, learning_rate=2e-3, warmup=30, gradient_norm=0.5, optimizer="muon", muon_rate=0.02
     )
     diffusion_stage: Stage = Stage(steps=20000, batch=16, learning_rate=1e-3, optimizer="muon", muon_rate=0.01)
+    autoencoder_sizes: tuple[tuple[int, int], ...] = ((64, 64), (128, 128), (192, 192), (256, 256))
+    """Height and width of the pictures that the autoencoder learns, a step each at random: it must be true to what the
+    UNet makes at any size. `batch` is counted at the training size; smaller pictures come in larger batches."""
     kl_weight: float = 1e-6
     """Of the autoencoder's divergence from a unit Gaussian, summed over a picture, beside the mean absolute error."""
     unconditional: float = 0.1

@@ -38,7 +38,7 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
 
 def autoencoder_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `recipe_values` that the first stage depends on."""
-    return {name: values[name] for name in ("autoencoder", "autoencoder_stage", "kl_weight")}
+    return {name: values[name] for name in ("autoencoder", "autoencoder_stage", "autoencoder_sizes", "kl_weight")}
 
 
 def recipe_hash(values: Mapping[str, Any]) -> str:

@@ -77,6 +77,7 @@ def train(
     run: Run,
     hooks: Hooks = Hooks(),
     *,
+    smallest_batch: int | None = None,
     query_key_rate: float = 1.0,
 ) -> tuple[Parameters, list[Segment]]:
     """Trains `parameters` and returns their moving average and its provenance.
@@ -89,12 +90,13 @@ def train(
         stage: steps, rates, seed.
         run: folder, name, recipe.
         hooks: what else happens at log lines and checkpoints.
+        smallest_batch: pictures of the smallest batch, of which the others are multiples; the stage's if not given.
         query_key_rate: factor on the learning rate of self-attention's `to_q` and `to_k`.
 
     Raises UserError for a checkpoint of another recipe, and where the loss is no number any more.
     """
     optimizer = build_optimizer(stage, query_key_rate=query_key_rate)
-    mesh = _mesh(stage.batch)
+    mesh = _mesh(smallest_batch or stage.batch)
     with Checkpoints(run.folder / run.name) as checkpoints:
         state, earlier = _start(parameters, optimizer, checkpoints, run)
         state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
@@ -230,7 +232,8 @@ def _mesh(batch: int) -> Mesh:
 def _update(loss: Loss, optimizer: optax.GradientTransformation, stage: Stage, mesh: Mesh) -> Callable:
     def share(parameters: Parameters, batch: Batch, key: jax.Array) -> tuple[Measures, Parameters]:
         # A key a picture: what is drawn does not depend on how many devices share the batch.
-        keys = jax.random.split(key, stage.batch).reshape(mesh.size, -1)[jax.lax.axis_index("batch")]
+        count = len(jax.tree.leaves(batch)[0])
+        keys = jax.random.split(key, count * mesh.size).reshape(mesh.size, -1)[jax.lax.axis_index("batch")]
         (_, measures), slope = jax.value_and_grad(loss, has_aux=True)(parameters, batch, keys)
         return jax.lax.pmean((measures, slope), "batch")
 
