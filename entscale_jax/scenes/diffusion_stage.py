@@ -112,7 +112,7 @@ _PLAIN = Scaling(ScaleRule.ORIGINAL)
 
 
 class _Data:
-    """step -> latents and tokens of freshly drawn scenes, each with a number in [0, 1). The same step, the same batch."""
+    """step -> latents and tokens of freshly drawn scenes and numbers in [0, 1); the same step, the same batch."""
 
     def __init__(self, recipe: Recipe, autoencoder: AutoencoderKL, scaling_factor: float, tokenize: Tokenizer):
         self._stage, self._unconditional, self._tokenize = recipe.diffusion_stage, recipe.unconditional, tokenize
@@ -131,7 +131,13 @@ class _Data:
         images = to_unit(draw_batch(captions, rng, height=SIZE, width=SIZE))
         dropped = rng.random(count) < self._unconditional
         shown = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-        return {"latents": self._encode(self._weights, images), "tokens": jnp.asarray(self._tokenize(shown))}
+        # One in each of `count` equal parts: every batch has its share of every noise level.
+        uniform = (rng.permutation(count) + rng.random(count)) / count
+        return {
+            "latents": self._encode(self._weights, images),
+            "tokens": jnp.asarray(self._tokenize(shown)),
+            "uniform": jnp.asarray(uniform, jnp.float32),
+        }
 
 
 class _Noising:
