@@ -58,8 +58,10 @@ class Run:
 
     def start(self):
         with open(self.log, "a") as log:
+            # Shells start background jobs with Ctrl-C ignored, and processes inherit that.
+            command = ("env", "--default-signal=INT", *self.command)
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env=self.environment, start_new_session=True
+                command, stdout=log, stderr=log, env=self.environment, start_new_session=True
             )
 
     def finish(self):
