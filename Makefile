@@ -46,6 +46,7 @@ scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.shares docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.sharpness docs/scenes.md
 	@$(BIN)/python -m entscale_jax.parity.float16 docs/scenes.md
+	@$(BIN)/python -m entscale_jax.scenes.detector docs/scenes.md
 
 test: $(STAMP) ## Run the tests, without the heavy ones
 	@$(BIN)/pytest -m "not full"

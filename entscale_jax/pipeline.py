@@ -32,7 +32,7 @@ class Output:
     entropy: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
     """With `measure_entropy`: mean entropy in nats of each self-attention layer; with guidance the caption's half."""
     logit_gap: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
-    """With `measure_entropy`, likewise: mean of each row's largest logit above the log of its mean `exp(logit)`."""
+    """With `measure_entropy`, likewise: mean over rows of the logit gap of `attention_statistics`."""
 
 
 class TextToImage:
