@@ -53,7 +53,7 @@ class Layers:
 
 
 class GroupNorm(nnx.GroupNorm):
-    """Flax's, with the variance in two passes as in PyTorch, and each channel reduced by itself: CPUs do that faster."""
+    """Flax's, with the variance in two passes as in PyTorch, each channel reduced by itself: CPUs do that faster."""
 
     def __call__(self, hidden: Images) -> Images:  # pyright: ignore[reportIncompatibleMethodOverride]
         """[batch height width channels], unchanged in shape; statistics in float32 or wider."""
