@@ -141,17 +141,19 @@ class _Data:
 
 
 class _Noising:
-    """Noises latents as training does: uniform numbers become timesteps that lean to high noise."""
+    """Noises latents as training does: uniform numbers become timesteps that lean to where layout is decided."""
 
     def __init__(self, recipe: Recipe):
         self._alphas = jnp.asarray(NoiseSchedule.from_json(recipe.scheduler).alphas_cumprod())
-        self._power = recipe.timestep_power
+        self._mean, self._deviation = recipe.timestep_logits
 
     def __call__(
         self, latents: Latents, noise: Latents, uniform: Float[Array, "batch"]
     ) -> tuple[Latents, Latents, Float[Array, "batch"]]:
         """Noisy latents, the velocity that is to be predicted, and timesteps."""
-        timesteps = jnp.floor(len(self._alphas) * uniform**self._power).astype(jnp.int32)
+        shares = jax.nn.sigmoid(self._mean + self._deviation * jax.scipy.stats.norm.ppf(uniform))
+        count = len(self._alphas)
+        timesteps = jnp.minimum(count * shares, count - 1).astype(jnp.int32)
         alpha = self._alphas[timesteps][:, None, None, None]
         noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
         velocity = jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
