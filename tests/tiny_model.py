@@ -45,6 +45,7 @@ def tiny_recipe() -> Recipe:
             mid_block_type="UNetMidBlock2DCrossAttn",
             up_block_types=("CrossAttnUpBlock2D",) * 2,
             block_out_channels=(16, 32),
+            layers_per_block=1,
             transformer_layers_per_block=(1, 2),
             norm_num_groups=8,
             cross_attention_dim=24,

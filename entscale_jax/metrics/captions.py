@@ -13,7 +13,7 @@ BACKGROUND = (232, 232, 232)
 MAX_OBJECTS = 4
 TRAIN_SIZE = 128
 """Pixels along each side of a training picture."""
-_RADII = (10.0, 14.0)
+_RADII = (14.0, 18.0)
 
 
 class Kind(NamedTuple):
@@ -33,7 +33,7 @@ _PHRASES = {str(kind): kind for kind in KINDS}
 def radii(height: int, width: int) -> tuple[float, float]:
     """Least and largest radius of an object at a size in pixels: of the circle of its area.
 
-    10 to 14 pixels from the training area upwards, where a larger picture has more room and not larger objects; below
+    14 to 18 pixels from the training area upwards, where a larger picture has more room and not larger objects; below
     it they shrink with the square root of the area, so that the objects of any caption fit the frame.
     """
     scale = min(1.0, math.sqrt(height * width) / TRAIN_SIZE)

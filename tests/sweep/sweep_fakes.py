@@ -31,6 +31,7 @@ class FakeInfo(ModelInfo):
             down_block_types=("CrossAttnDownBlock2D",) * levels,
             up_block_types=("CrossAttnUpBlock2D",) * levels,
             block_out_channels=(64,) * levels,
+            layers_per_block=1,
             transformer_layers_per_block=1,
             attention_head_dim=2,
         )
