@@ -7,16 +7,19 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from ..attention import Record
+from ..metrics.captions import KINDS, parse_caption
 from ..models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from ..sampling import NoiseSchedule
 from ..scales import ScaleRule, Scaling
 from ..weights.tokenizer import Tokenizer
 from .autoencoder_stage import normal, to_unit
 from .captions import sample_captions
-from .draw import draw_batch
+from .draw import kind_map, paint, place
 from .optimizers import scale_query_key
 from .provenance import Segment
 from .recipe import SIZE, Recipe
@@ -28,18 +31,45 @@ Batch = dict[str, Array]
 
 
 class TextToLatents(nnx.Module):
-    """The two modules that are trained together."""
+    """The modules that are trained together. `kinds` is there for training alone."""
 
-    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel):
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, *, seed: int):
         self.unet, self.text = unet, text
+        self.kinds = nnx.Linear(unet.config.block_out_channels[0], len(KINDS) + 1, rngs=nnx.Rngs(seed))
+        """Says of each latent cell what is drawn there, from what the UNet's last convolution sees."""
+
+    def __call__(
+        self,
+        noisy: Latents,
+        timesteps: Float[Array, "batch"],
+        tokens: Int[Array, "batch length"],
+        record: Record | None,
+    ) -> tuple[Latents, Float[Array, "batch h w kinds"]]:
+        """The predicted velocity, and for each cell a logit of the ground and one of each kind."""
+        self.unet.conv_out, last = _Both(self.unet.conv_out, self.kinds), self.unet.conv_out
+        output = self.unet(noisy, timesteps, self.text(tokens), _PLAIN, record)
+        self.unet.conv_out = last
+        channels = self.unet.config.out_channels
+        return output[..., :channels], output[..., channels:]
+
+
+class _Both(nnx.Module):
+    """Two maps of the same features, side by side."""
+
+    def __init__(self, first: nnx.Module, second: nnx.Module):
+        self.first, self.second = first, second
+
+    def __call__(self, hidden: Latents) -> Float[Array, "batch h w both"]:
+        return jnp.concatenate([self.first(hidden), self.second(hidden)], axis=-1)
 
 
 def untrained(recipe: Recipe, vocab_size: int) -> TextToLatents:
-    """Both modules as the recipe's seed makes them."""
+    """The modules as the recipe's seed makes them."""
     rngs = nnx.Rngs(recipe.diffusion_stage.seed)
     modules = TextToLatents(
         UNet2DConditionModel(recipe.unet, rngs=rngs),
         CLIPTextModel(replace(recipe.text, vocab_size=vocab_size), rngs=rngs),
+        seed=recipe.diffusion_stage.seed,
     )
     nnx.update(modules, scale_query_key(nnx.state(modules, nnx.Param), recipe.attention_gain))
     return modules
@@ -83,14 +113,16 @@ def train_diffusion(
         for layer in layers.values():
             layer.recorded = recipe.entropy_pictures
         record, readings = recorder()
-        output = model.unet(
-            noisy, timesteps, model.text(batch["tokens"]), _PLAIN, record if recipe.entropy_weight else None
-        )
-        error = jnp.mean((output - velocity) ** 2)
-        if not recipe.entropy_weight:
-            return error, {"loss": error}
-        penalty = flatness(readings, layers, recipe.entropy_below)
-        return error + recipe.entropy_weight * penalty, {"loss": error, "penalty": penalty}
+        output, logits = model(noisy, timesteps, batch["tokens"], record if recipe.entropy_weight else None)
+        measures = {"loss": jnp.mean((output - velocity) ** 2)}
+        total = measures["loss"]
+        if recipe.kind_weight:
+            measures["kinds"] = _surprise(logits, batch["kinds"])
+            total += recipe.kind_weight * measures["kinds"]
+        if recipe.entropy_weight:
+            measures["penalty"] = flatness(readings, layers, recipe.entropy_below)
+            total += recipe.entropy_weight * measures["penalty"]
+        return total, measures
 
     average, _ = train(
         parameters,
@@ -109,13 +141,21 @@ def train_diffusion(
 
 
 _PLAIN = Scaling(ScaleRule.ORIGINAL)
+_GROUND = 0.1  # weight of a cell of the ground, of which there are five times as many
+
+
+def _surprise(logits: Float[Array, "batch h w kinds"], kinds: Int[Array, "batch h w"]) -> Float[Array, ""]:
+    """Mean cross-entropy of what is drawn at each cell, in nats."""
+    weights = jnp.where(kinds == 0, _GROUND, 1.0)
+    return jnp.mean(weights * optax.softmax_cross_entropy_with_integer_labels(logits, kinds))
 
 
 class _Data:
-    """step -> latents and tokens of freshly drawn scenes and numbers in [0, 1); the same step, the same batch."""
+    """step -> latents, tokens and kinds of freshly drawn scenes, numbers in [0, 1); the same step, the same batch."""
 
     def __init__(self, recipe: Recipe, autoencoder: AutoencoderKL, scaling_factor: float, tokenize: Tokenizer):
         self._stage, self._unconditional, self._tokenize = recipe.diffusion_stage, recipe.unconditional, tokenize
+        self._cell = recipe.autoencoder.factor
         graph, self._weights = nnx.split(autoencoder)
 
         @jax.jit
@@ -128,7 +168,8 @@ class _Data:
         count = count or self._stage.batch
         rng = np.random.default_rng((self._stage.seed, step))
         captions = sample_captions(rng, count)
-        images = to_unit(draw_batch(captions, rng, height=SIZE, width=SIZE))
+        scenes = [place(parse_caption(caption), rng) for caption in captions]
+        images = to_unit(np.stack([paint(objects, height=SIZE, width=SIZE) for objects in scenes]))
         dropped = rng.random(count) < self._unconditional
         shown = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         # One in each of `count` equal parts: every batch has its share of every noise level.
@@ -136,6 +177,7 @@ class _Data:
         return {
             "latents": self._encode(self._weights, images),
             "tokens": jnp.asarray(self._tokenize(shown)),
+            "kinds": jnp.asarray([kind_map(objects, height=SIZE, width=SIZE, cell=self._cell) for objects in scenes]),
             "uniform": jnp.asarray(uniform, jnp.float32),
         }
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 
 from ..errors import UserError
-from ..metrics.captions import BACKGROUND, COLOURS, TRAIN_SIZE, Kind, parse_caption, radii
+from ..metrics.captions import BACKGROUND, COLOURS, KINDS, TRAIN_SIZE, Kind, parse_caption, radii
 
 MARGIN = 4.0  # pixels between the bounding boxes of two objects at the training size, and at least 2 below it
 EDGE = 1.5  # pixels from a bounding box to the edge of the picture, which anti-aliasing then never touches
@@ -111,6 +111,17 @@ def paint(objects: Sequence[SceneObject], *, height: int, width: int) -> UInt8[n
         patch = picture[rows, columns]
         patch[:] = np.rint(patch + cover * (np.asarray(COLOURS[item.kind.colour], float) - patch))
     return picture
+
+
+def kind_map(objects: Sequence[SceneObject], *, height: int, width: int, cell: int) -> Int32[np.ndarray, "h w"]:
+    """What is drawn at the centre of each cell of `cell` pixels a side: 1 and the place in `KINDS`; 0 is the ground."""
+    y = (np.arange(height // cell)[:, None] + 0.5) * cell
+    x = (np.arange(width // cell)[None] + 0.5) * cell
+    found = np.zeros((height // cell, width // cell), np.int32)
+    for item in objects:
+        inside = signed_distance(item.kind.shape, y - item.y, x - item.x, item.radius) < 0
+        found[inside] = 1 + KINDS.index(item.kind)
+    return found
 
 
 def signed_distance(

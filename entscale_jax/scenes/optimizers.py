@@ -45,7 +45,7 @@ def scale_query_key(tree: Any, factor: float) -> Any:
     return jax.tree_util.tree_map_with_path(scaled, tree)
 
 
-_ENDS = frozenset({"conv_in", "conv_out", "time_embedding", "token_embedding", "position_embedding"})
+_ENDS = frozenset({"conv_in", "conv_out", "time_embedding", "token_embedding", "position_embedding", "kinds"})
 
 
 def _matrices(parameters: optax.Params) -> optax.Params:

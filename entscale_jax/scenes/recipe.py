@@ -104,7 +104,8 @@ class Recipe:
     diffusion_stage: Stage = Stage(steps=20000, batch=16, learning_rate=1e-3, optimizer="muon", muon_rate=0.01)
     autoencoder_sizes: tuple[tuple[int, int], ...] = ((64, 64), (64, 64), (128, 128), (256, 256))
     """Height and width of the pictures that the autoencoder learns, a step each at random: it must be true to what the
-    UNet makes at any size, and small objects are the hardest. `batch` is counted at the training size; smaller pictures come in larger batches."""
+    UNet makes at any size, and small objects are the hardest. `batch` is counted at the training size; smaller pictures
+    come in larger batches."""
     kl_weight: float = 1e-6
     """Of the autoencoder's divergence from a unit Gaussian, summed over a picture, beside the mean absolute error."""
     unconditional: float = 0.1
@@ -112,6 +113,9 @@ class Recipe:
     timestep_logits: tuple[float, float] = (1.0, 0.8)
     """Mean and deviation of the normal numbers whose sigmoid is a training timestep's share of all: two thirds fall on
     550 to 857 of 1000, where layout is decided. Source: the logit-normal sampling of arXiv 2403.03206."""
+    kind_weight: float = 0.5
+    """Of the cross-entropy of a layer that says of each latent cell what is drawn there, from what the UNet's last
+    convolution sees. It is not exported: it makes the UNet bind the text to places sooner."""
     attention_gain: float = 2.0
     """Factor on the initial `to_q` and `to_k` of every self-attention: above 1, attention starts with structure."""
     query_key_rate: float = 1.0

@@ -109,6 +109,7 @@ def _from_folder(folder: Path, recipe: Recipe, vocab_size: int) -> _Start:
     modules = TextToLatents(
         _load(info, "unet", lambda: UNet2DConditionModel(info.unet, rngs=AbstractRngs())),
         _load(info, "text_encoder", lambda: CLIPTextModel(info.text, rngs=AbstractRngs())),
+        seed=recipe.diffusion_stage.seed,
     )
     autoencoder = _load(info, "vae", lambda: AutoencoderKL(info.vae, rngs=AbstractRngs()))
     return _Start(modules, autoencoder, info.vae.scaling_factor, tuple(_segments(info)))
