@@ -13,7 +13,7 @@ from entscale_jax.scenes.alter import Alteration, alter, halve
 from entscale_jax.scenes.captions import sample_captions
 from entscale_jax.scenes.draw import SceneObject, draw_batch, draw_scene, paint, place
 
-SIZES = [(64, 64), (64, 36), (36, 64), (96, 64), (128, 32), (96, 96), (64, 128), (128, 128), (192, 128), (256, 256)]
+SIZES = [(64, 64), (80, 48), (48, 80), (96, 64), (128, 32), (96, 96), (64, 128), (128, 128), (192, 128), (256, 256)]
 FOUR = "a red circle, a blue square, a green triangle and a yellow square"
 RED_CIRCLE, BLUE_SQUARE = Kind("red", "circle"), Kind("blue", "square")
 TOP, SIDE = {"circle": 1.0, "square": 0.886, "triangle": 1.555}, {"circle": 1.0, "square": 0.886, "triangle": 1.347}

@@ -51,12 +51,12 @@ def test_the_round_trip_is_the_models_own(tiny):
 
 
 def test_the_section_tells_each_sort_and_size(tiny, monkeypatch):
-    monkeypatch.setattr(detector, "SIZES", ((64, 36), (64, 64)))
+    monkeypatch.setattr(detector, "SIZES", ((80, 48), (64, 64)))
     lines = measure(tiny, 8)
     assert "| true | 100.0% | 8 |" in lines
     assert "| one object cut by half | 100.0% | 8 |" in lines
     assert "| true, encoded and decoded by the VAE | 0.0% | 8 |" in lines
-    assert "| 64x36 | 100.0% | 100.0% | 0.0% |" in lines
+    assert "| 80x48 | 100.0% | 100.0% | 0.0% |" in lines
 
 
 @pytest.mark.full

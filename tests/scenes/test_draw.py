@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 
 from entscale_jax.errors import UserError
-from entscale_jax.metrics.captions import COLOURS, Kind, parse_caption
+from entscale_jax.metrics.captions import BACKGROUND, COLOURS, KINDS, Kind, parse_caption
 from entscale_jax.scenes.captions import sample_captions
-from entscale_jax.scenes.draw import SceneObject, draw_batch, draw_scene, find_place, paint, place
+from entscale_jax.scenes.draw import SceneObject, draw_batch, draw_scene, find_place, kind_map, paint, place
 
-SIZES = [(64, 64), (64, 36), (36, 64), (96, 64), (128, 32), (32, 128), (96, 96), (128, 128), (192, 128), (256, 256)]
+SIZES = [(64, 64), (80, 48), (48, 80), (96, 64), (128, 32), (32, 128), (96, 96), (128, 128), (192, 128), (256, 256)]
 GROUND = (232, 232, 232)
 FOUR_TRIANGLES = "a red triangle, a blue triangle, a green triangle and a yellow triangle"
 RADII = {
-    64 * 64: (5.0, 7.0),
-    64 * 36: (3.75, 5.25),
-    96 * 64: (6.12, 8.58),
-    96 * 96: (7.5, 10.5),
-}  # by area; else 10, 14
+    64 * 64: (7.0, 9.0),
+    80 * 48: (6.78, 8.71),
+    96 * 64: (8.57, 11.03),
+    96 * 96: (10.5, 13.5),
+}  # by area; else 14, 18
 
 
 def coverage(image: np.ndarray, colour: str) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_objects_that_touch_fail_that_measure():
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_radii_are_uniform_between_those_of_the_law(width, height):
     radii = [item.radius for items in scenes(width, height, 60, objects=4) for item in items]
-    least, largest = RADII.get(width * height, (10.0, 14.0))
+    least, largest = RADII.get(width * height, (14.0, 18.0))
     assert least - 0.01 <= min(radii) < 1.04 * least
     assert 0.97 * largest < max(radii) <= largest + 0.01
     assert np.mean(radii) == pytest.approx((least + largest) / 2, rel=0.035)
@@ -103,7 +103,7 @@ def test_radii_are_uniform_between_those_of_the_law(width, height):
 
 def test_objects_of_a_small_picture_would_not_pass_for_those_of_training():
     radii = [item.radius for items in scenes(96, 96, 60, objects=4) for item in items]
-    assert np.mean(np.array(radii) < 10) > 0.7
+    assert np.mean(np.array(radii) < 14) > 0.99
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -157,3 +157,20 @@ def test_places_cover_the_picture():
         assert centres[:, axis].min() < 18
         assert centres[:, axis].max() > 46
         assert abs(centres[:, axis].mean() - 32) < 3.5
+
+
+def test_the_kind_map_names_what_is_drawn_at_each_cell():
+    objects = place(parse_caption("a red circle and a blue square"), np.random.default_rng(5), height=64, width=96)
+    picture, found = (
+        paint(objects, height=64, width=96),
+        kind_map(objects, height=64, width=96, cell=2),
+    )
+    expected = {0: BACKGROUND, **{1 + KINDS.index(item.kind): COLOURS[item.kind.colour] for item in objects}}
+    assert found.shape == (32, 48)
+    assert set(np.unique(found)) == set(expected)
+    # A cell whose four pixels have one colour is of the kind that has it.
+    cells = picture.reshape(32, 2, 48, 2, 3).swapaxes(1, 2).reshape(32, 48, 4, 3)
+    plain = (cells == cells[:, :, :1]).all(axis=(2, 3))
+    assert plain.mean() > 0.8
+    for kind, colour in expected.items():
+        np.testing.assert_array_equal((cells[:, :, 0] == colour).all(axis=-1)[plain], (found == kind)[plain])
