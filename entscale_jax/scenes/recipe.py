@@ -69,8 +69,8 @@ UNET = UNet2DConditionConfig(
     mid_block_type=None,
     up_block_types=("CrossAttnUpBlock2D",),
     block_out_channels=(96,),
-    layers_per_block=0,
-    transformer_layers_per_block=8,
+    layers_per_block=1,
+    transformer_layers_per_block=3,
     norm_num_groups=16,
     cross_attention_dim=96,
     attention_head_dim=3,
@@ -101,7 +101,7 @@ class Recipe:
     autoencoder_stage: Stage = Stage(
         steps=1500, batch=8, learning_rate=2e-3, warmup=30, gradient_norm=0.5, optimizer="muon", muon_rate=0.02
     )
-    diffusion_stage: Stage = Stage(steps=20000, batch=16, learning_rate=1e-3, optimizer="muon", muon_rate=0.02)
+    diffusion_stage: Stage = Stage(steps=20000, batch=16, learning_rate=1e-3, optimizer="muon", muon_rate=0.01)
     autoencoder_sizes: tuple[tuple[int, int], ...] = ((64, 64), (128, 128), (192, 192), (256, 256))
     """Height and width of the pictures that the autoencoder learns, a step each at random: it must be true to what the
     UNet makes at any size. `batch` is counted at the training size; smaller pictures come in larger batches."""
