@@ -44,8 +44,8 @@ def scene(*items: tuple[Kind, float, float, float], size: int = 64) -> np.ndarra
 
 
 def least_radius(size: int) -> float:
-    """Of a true object in a square picture: 10 pixels of 128, and never more."""
-    return 10 * min(size / 128, 1)
+    """Of a true object in a square picture: 14 pixels of 128, and never more."""
+    return 14 * min(size / 128, 1)
 
 
 def painted(mask: np.ndarray, rgb: tuple[int, int, int]) -> np.ndarray:
@@ -85,9 +85,13 @@ FAULTS = {
 def test_altered_drawings_change_the_verdict_accordingly(alteration, width, height):
     rng = np.random.default_rng((width, height))
     right = []
-    for caption in sample_captions(rng, 8, objects=2) + sample_captions(rng, 4, objects=3):
+    while len(right) < 12:
+        (caption,) = sample_captions(rng, 1, objects=2 if len(right) < 8 else 3)
         objects = place(parse_caption(caption), rng, height=height, width=width)
-        altered = alter(alteration, objects, rng, height=height, width=width)
+        try:
+            altered = alter(alteration, objects, rng, height=height, width=width)
+        except UserError:  # no place is free for one more: another drawing has one
+            continue
         assert altered[1:] == FAULTS[alteration]
         assert compare(paint(objects, height=height, width=width), caption).exact
         right.append(compare(altered.image, caption)[1:] == FAULTS[alteration])
@@ -97,7 +101,7 @@ def test_altered_drawings_change_the_verdict_accordingly(alteration, width, heig
 @pytest.mark.parametrize("size", [64, 96, 128, 256])
 @pytest.mark.parametrize("shape", ["circle", "square", "triangle"])
 def test_half_an_object_is_missing_at_any_angle(shape, size):
-    for radius in least_radius(size) * np.array([1.02, 1.2, 1.38]):
+    for radius in least_radius(size) * np.array([1.02, 1.14, 1.27]):
         item = SceneObject(Kind("blue", shape), 32.3, 31.6, float(radius))
         assert compare(paint((item,), height=size, width=size), f"a blue {shape}").exact
         for angle in np.deg2rad(np.arange(0, 360, 30)):
@@ -106,7 +110,7 @@ def test_half_an_object_is_missing_at_any_angle(shape, size):
 
 @pytest.mark.parametrize("shape", ["circle", "square"])
 def test_half_an_object_much_larger_than_it_need_be_is_missing_too(shape):
-    item = SceneObject(Kind("blue", shape), 32.3, 31.6, 14.0)
+    item = SceneObject(Kind("blue", shape), 32.3, 31.6, 18.0)
     for angle in np.deg2rad(np.arange(0, 360, 15)):
         assert compare(halve(item, float(angle), height=64, width=64), f"a blue {shape}") == (False, 1, 1)
 
@@ -114,16 +118,16 @@ def test_half_an_object_much_larger_than_it_need_be_is_missing_too(shape):
 @pytest.mark.parametrize("size", [64, 96])
 def test_objects_of_training_pixels_are_right_in_smaller_pictures(size):
     for kind in KINDS:
-        for radius in (10.0, 14.0):
+        for radius in (14.0, 18.0):
             image = scene((kind, size / 2 + 3, size / 2, radius), size=size)
             assert compare(image, str(kind)).exact
 
 
 def test_the_least_object_follows_the_law():
     areas = [least_area(height, width) for width, height in SIZES]
-    assert areas[0] == pytest.approx(math.pi * 5**2)
-    assert areas[1] == areas[2] == pytest.approx(math.pi * 3.75**2)
-    assert areas[-3:] == [pytest.approx(math.pi * 10**2)] * 3
+    assert areas[0] == pytest.approx(math.pi * 7**2)
+    assert areas[1] == areas[2] == pytest.approx(math.pi * 14**2 * 80 * 48 / 128**2)
+    assert areas[-3:] == [pytest.approx(math.pi * 14**2)] * 3
 
 
 @pytest.mark.parametrize(
@@ -269,10 +273,10 @@ def test_a_slightly_stretched_shape_keeps_its_name(shape, stretch):
 
 def test_specks_and_scratches_are_ignored_and_a_larger_blob_is_not():
     image = scene((BLUE_SQUARE, 40, 40, 8))
-    image[5:8, 5:8] = COLOURS["red"]
+    image[5:9, 5:9] = COLOURS["red"]
     image[14, 2:60] = (0, 0, 0)
     assert compare(image, "a blue square").exact
-    image[5:9, 5:9] = COLOURS["red"]
+    image[5:11, 5:11] = COLOURS["red"]
     assert compare(image, "a blue square") == (False, 0, 1)
 
 

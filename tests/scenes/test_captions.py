@@ -96,13 +96,13 @@ def test_captions_outside_the_grammar_are_user_errors(caption, message):
 @pytest.mark.parametrize(
     ("width", "height", "least", "largest"),
     [
-        (128, 128, 10.0, 14.0),
-        (64, 64, 5.0, 7.0),
-        (64, 36, 3.75, 5.25),
-        (36, 64, 3.75, 5.25),
-        (128, 32, 5.0, 7.0),
-        (256, 64, 10.0, 14.0),
-        (256, 256, 10.0, 14.0),
+        (128, 128, 14.0, 18.0),
+        (64, 64, 7.0, 9.0),
+        (64, 36, 5.25, 6.75),
+        (36, 64, 5.25, 6.75),
+        (128, 32, 7.0, 9.0),
+        (256, 64, 14.0, 18.0),
+        (256, 256, 14.0, 18.0),
     ],
 )
 def test_radii_follow_the_area_up_to_that_of_training(width, height, least, largest):
