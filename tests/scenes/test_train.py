@@ -108,6 +108,7 @@ def test_each_line_of_the_log_has_every_layer(trained):
             assert 0 < entropy < most
             # A row's largest share is one over the perplexity at least, and the gap exceeds that of the share.
             assert gap > most - entropy
+        assert line["kinds"] > 0.1
         assert line["penalty"] > 1  # entropies of an untrained model are nats above log T - 5
     assert {"exact": 0.5, "out": 1.0} in [line.get("score") for line in lines]
     assert any("d0.0.0" in line and "penalty" in line for line in said)
