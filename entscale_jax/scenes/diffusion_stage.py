@@ -1,7 +1,10 @@
-"""Trains UNet and text encoder of the built-in model together, in the latents of its autoencoder."""
+"""Trains UNet and text encoder of the built-in model together, in the latents of its autoencoder.
+
+Twice: first as they are, then with convolutions that see less of what is around them.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import jax
@@ -21,8 +24,9 @@ from .autoencoder_stage import normal, to_unit
 from .captions import sample_captions
 from .draw import kind_map, paint, place
 from .optimizers import scale_query_key
+from .pointwise import keep_centres, use_centres
 from .provenance import Segment
-from .recipe import SIZE, Recipe
+from .recipe import SIZE, Recipe, Stage
 from .structure import flatness, recorder
 from .trainer import Hooks, Measures, Run, Structure, train
 
@@ -63,13 +67,18 @@ class _Both(nnx.Module):
         return jnp.concatenate([self.first(hidden), self.second(hidden)], axis=-1)
 
 
+Export = Callable[[TextToLatents, list[Segment]], None]
+"""Takes averaged modules and their provenance."""
+
+
 def untrained(recipe: Recipe, vocab_size: int) -> TextToLatents:
     """The modules as the recipe's seed makes them."""
-    rngs = nnx.Rngs(recipe.diffusion_stage.seed)
+    seed = recipe.binding_stage.seed
+    rngs = nnx.Rngs(seed)
     modules = TextToLatents(
         UNet2DConditionModel(recipe.unet, rngs=rngs),
         CLIPTextModel(replace(recipe.text, vocab_size=vocab_size), rngs=rngs),
-        seed=recipe.diffusion_stage.seed,
+        seed=seed,
     )
     nnx.update(modules, scale_query_key(nnx.state(modules, nnx.Param), recipe.attention_gain))
     return modules
@@ -77,36 +86,41 @@ def untrained(recipe: Recipe, vocab_size: int) -> TextToLatents:
 
 def train_diffusion(
     recipe: Recipe,
+    stage: Stage,
     modules: TextToLatents,
     autoencoder: AutoencoderKL,
     scaling_factor: float,
     tokenize: Tokenizer,
     run: Run,
     *,
+    pointwise: Sequence[str] = (),
     seen: int = 0,
-    export: Callable[[TextToLatents, list[Segment]], None],
+    export: Export,
     hooks: Hooks = Hooks(),  # noqa: B008
-) -> TextToLatents:
-    """The trained modules, their weights averaged.
+) -> tuple[TextToLatents, list[Segment]]:
+    """The trained modules, their weights averaged, and their provenance.
 
     Args:
-        recipe: noise, stage and attention.
+        recipe: noise, text and attention.
+        stage: which of its two.
         modules: the start.
         autoencoder: makes the latents.
         scaling_factor: of the latents.
         tokenize: of captions.
         run: folder, name, provenance.
+        pointwise: names of the UNet's convolutions that keep the centre of their kernels alone.
         seen: steps that the start was trained for, whose pictures are not shown again.
-        export: takes averaged modules and provenance at each checkpoint.
+        export: called at each checkpoint.
         hooks: read and keep what was exported.
     """
-    stage = recipe.diffusion_stage
+    keep_centres(modules.unet, pointwise)
     graph, parameters = nnx.split(modules, nnx.Param)
-    data = _Data(recipe, autoencoder, scaling_factor, tokenize)
+    data = _Data(recipe, stage, autoencoder, scaling_factor, tokenize)
     noising = _Noising(recipe)
 
     def loss(parameters: nnx.State, batch: Batch, keys: jax.Array) -> tuple[Float[Array, ""], Measures]:
         model = nnx.merge(graph, parameters)
+        use_centres(model.unet, pointwise)
         noise = normal(keys, batch["latents"].shape[1:])
         noisy, velocity, timesteps = noising(batch["latents"], noise, batch["uniform"])
         layers = model.unet.attention_layers()
@@ -124,7 +138,7 @@ def train_diffusion(
             total += recipe.entropy_weight * measures["penalty"]
         return total, measures
 
-    average, _ = train(
+    average, segments = train(
         parameters,
         loss,
         lambda step: data(seen + step),
@@ -137,7 +151,7 @@ def train_diffusion(
         ),
         query_key_rate=recipe.query_key_rate,
     )
-    return nnx.merge(graph, average)
+    return nnx.merge(graph, average), segments
 
 
 _PLAIN = Scaling(ScaleRule.ORIGINAL)
@@ -153,8 +167,15 @@ def _surprise(logits: Float[Array, "batch h w kinds"], kinds: Int[Array, "batch 
 class _Data:
     """step -> latents, tokens and kinds of freshly drawn scenes, numbers in [0, 1); the same step, the same batch."""
 
-    def __init__(self, recipe: Recipe, autoencoder: AutoencoderKL, scaling_factor: float, tokenize: Tokenizer):
-        self._stage, self._unconditional, self._tokenize = recipe.diffusion_stage, recipe.unconditional, tokenize
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        autoencoder: AutoencoderKL,
+        scaling_factor: float,
+        tokenize: Tokenizer,
+    ):
+        self._stage, self._unconditional, self._tokenize = stage, recipe.unconditional, tokenize
         self._cell = recipe.autoencoder.factor
         graph, self._weights = nnx.split(autoencoder)
 

@@ -101,7 +101,19 @@ class Recipe:
     autoencoder_stage: Stage = Stage(
         steps=2000, batch=8, learning_rate=2e-3, warmup=30, gradient_norm=0.5, optimizer="muon", muon_rate=0.02
     )
-    diffusion_stage: Stage = Stage(steps=20000, batch=16, learning_rate=1e-3, optimizer="muon", muon_rate=0.01)
+    binding_stage: Stage = Stage(steps=2365, batch=16, learning_rate=1e-3, decay=0.0, optimizer="muon", muon_rate=0.01)
+    """Before `diffusion_stage`, with whole kernels: so the UNet learns soonest what the words mean."""
+    diffusion_stage: Stage = Stage(
+        steps=20000, batch=16, learning_rate=1e-3, warmup=30, optimizer="muon", muon_rate=0.01
+    )
+    pointwise: tuple[str, ...] = (
+        "down_blocks/0/resnets/0/conv2",
+        "up_blocks/0/resnets/0/conv1",
+        "up_blocks/0/resnets/0/conv2",
+        "up_blocks/0/resnets/1/conv2",
+    )
+    """Convolutions of the UNet that keep the centre of their kernels alone in `diffusion_stage`. What they no longer
+    see around them, self-attention has to carry: the others reach four tokens each way, of sixteen."""
     autoencoder_sizes: tuple[tuple[int, int], ...] = ((64, 64), (64, 64), (128, 128), (256, 256))
     """Height and width of the pictures that the autoencoder learns, a step each at random: it must be true to what the
     UNet makes at any size, and small objects are the hardest. `batch` is counted at the training size; smaller pictures

@@ -41,6 +41,11 @@ def autoencoder_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in ("autoencoder", "autoencoder_stage", "autoencoder_sizes", "kl_weight")}
 
 
+def binding_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `recipe_values` that the second stage depends on."""
+    return {name: value for name, value in values.items() if name not in ("diffusion_stage", "pointwise")}
+
+
 def recipe_hash(values: Mapping[str, Any]) -> str:
     """SHA-256 of `recipe_values` in canonical JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""Trains the built-in model from nothing: autoencoder, then UNet and text encoder, then the folder that ships."""
+"""Trains the built-in model from nothing: autoencoder, then UNet and text encoder twice, and writes what ships."""
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from ..weights.folder import ModelInfo, describe
 from ..weights.tokenizer import Tokenizer
 from ..weights.torch_format import AbstractRngs, load_parameters
 from .autoencoder_stage import scaling_factor, train_autoencoder
-from .diffusion_stage import TextToLatents, train_diffusion, untrained
+from .diffusion_stage import Export, TextToLatents, train_diffusion, untrained
 from .export import export_folder, replace_folder
 from .provenance import FILE, Segment, steps_of
-from .recipe import Recipe
-from .recipe_file import autoencoder_values, recipe_values
+from .recipe import Recipe, Stage
+from .recipe_file import autoencoder_values, binding_values, recipe_values
 from .tokenizer import write_tokenizer
 from .trainer import Hooks, Run
 from .watch import watch
@@ -36,7 +36,7 @@ def train_scenes(
     resume: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Runs both stages with checkpoints under `checkpoints`, and writes the diffusers folder `out` at each of them.
+    """Runs the three stages with checkpoints under `checkpoints`, and writes the folder `out` at each of the last's.
 
     Args:
         checkpoints: one folder a stage, the tokenizer, the log, and `best`, the folder that drew its captions best.
@@ -70,14 +70,12 @@ def train_scenes(
             provenance={"segments": segments, "recipe": run.recipe},
         )
 
-    train_diffusion(
+    _learn(
         recipe,
-        start.modules,
-        start.autoencoder,
-        start.scaling_factor,
-        Tokenizer(checkpoints / "tokenizer", recipe.text.max_position_embeddings),
-        replace(run, earlier=start.segments),
-        seen=steps_of(start.segments, "diffusion"),
+        recipe.diffusion_stage,
+        start,
+        run,
+        pointwise=recipe.pointwise,
         export=export,
         hooks=Hooks(
             score=lambda: watch(out, recipe.upkeep.watch_captions),
@@ -88,7 +86,7 @@ def train_scenes(
 
 @dataclass(frozen=True)
 class _Start:
-    """What the second stage begins with."""
+    """What a stage of UNet and text encoder begins with."""
 
     modules: TextToLatents
     autoencoder: AutoencoderKL
@@ -100,7 +98,35 @@ def _from_nothing(recipe: Recipe, run: Run) -> _Start:
     first = replace(run, name="autoencoder", recipe=autoencoder_values(run.recipe))
     autoencoder, segments = train_autoencoder(recipe, first)
     modules = untrained(recipe, _vocab_size(run.folder))
-    return _Start(modules, autoencoder, scaling_factor(autoencoder), tuple(segments))
+    start = _Start(modules, autoencoder, scaling_factor(autoencoder), tuple(segments))
+    return _learn(recipe, recipe.binding_stage, start, replace(run, name="binding", recipe=binding_values(run.recipe)))
+
+
+def _learn(
+    recipe: Recipe,
+    stage: Stage,
+    start: _Start,
+    run: Run,
+    *,
+    pointwise: Sequence[str] = (),
+    export: Export = lambda modules, segments: None,
+    hooks: Hooks = Hooks(),  # noqa: B008
+) -> _Start:
+    """One of the two stages of UNet and text encoder: what the next begins with."""
+    modules, segments = train_diffusion(
+        recipe,
+        stage,
+        start.modules,
+        start.autoencoder,
+        start.scaling_factor,
+        Tokenizer(run.folder / "tokenizer", recipe.text.max_position_embeddings),
+        replace(run, earlier=start.segments),
+        pointwise=pointwise,
+        seen=steps_of(start.segments, "binding") + steps_of(start.segments, "diffusion"),
+        export=export,
+        hooks=hooks,
+    )
+    return replace(start, modules=modules, segments=tuple(segments))
 
 
 def _from_folder(folder: Path, recipe: Recipe, vocab_size: int) -> _Start:
@@ -128,11 +154,11 @@ def _segments(info: ModelInfo) -> list[Segment]:
 
 def _initial_folder(checkpoints: Path, init: Path | None) -> Path | None:
     """The copy, among the checkpoints, of the folder that the training starts from: `init` itself may be `out`."""
-    copy, begun = checkpoints / "init", checkpoints / "diffusion"
+    copy = checkpoints / "init"
     if init is None:
         return copy if copy.is_dir() else None
     if not copy.is_dir():
-        if begun.is_dir():
+        if any((checkpoints / stage).is_dir() for stage in ("binding", "diffusion")):
             raise UserError(
                 f"{checkpoints} holds a training from nothing: leave out --init, or give other --checkpoints"
             )

@@ -16,6 +16,7 @@ from entscale_jax import TextToImage
 from entscale_jax.attention import EntropyScaledAttention
 from entscale_jax.errors import UserError
 from entscale_jax.scenes import train
+from entscale_jax.scenes.diffusion_stage import train_diffusion
 from entscale_jax.scenes.export import replace_folder
 from entscale_jax.scenes.optimizers import build_optimizer, scale_query_key
 from entscale_jax.scenes.recipe import Recipe, Stage, Upkeep
@@ -77,10 +78,47 @@ def test_it_starts_from_a_folder_and_keeps_its_autoencoder(trained, initial):
     before, after = (TextToImage.from_pretrained(path) for path in (initial, folder / "model"))
     assert_equal = np.testing.assert_array_equal
     jax.tree.map(assert_equal, nnx.state(before.vae), nnx.state(after.vae))
+    # But for what the recipe sets to zero.
     moved = jax.tree.map(
-        lambda one, two: float(jnp.abs(one - two).max()), nnx.state(before.unet), nnx.state(after.unet)
+        lambda one, two: float(jnp.abs((one - two) * (two != 0)).max()), nnx.state(before.unet), nnx.state(after.unet)
     )
     assert 0 < max(jax.tree.leaves(moved)) < 0.1  # two small steps away, not a new start
+
+
+def test_the_convolutions_of_the_recipe_keep_only_their_centres(trained):
+    folder, _ = trained
+    unet = TextToImage.from_pretrained(folder / "model").unet
+    whole = {
+        (block, conv)
+        for block, resnet in enumerate((*unet.down_blocks[0].resnets, *unet.up_blocks[0].resnets))
+        for conv in ("conv1", "conv2")
+        if np.count_nonzero(getattr(resnet, conv).kernel[...]) > np.count_nonzero(getattr(resnet, conv).kernel[1, 1])
+    }
+    assert whole == {(0, "conv1"), (2, "conv1")}
+
+
+def test_from_nothing_the_second_stage_goes_on_from_the_first(tmp_path, recipe, initial, monkeypatch):
+    pipe = TextToImage.from_pretrained(initial)
+    begun = []
+
+    def learn(recipe, stage, modules, *rest, seen, **options):
+        begun.append((stage, np.array(modules.unet.conv_in.kernel[...]), seen))
+        return train_diffusion(recipe, stage, modules, *rest, seen=seen, **options)
+
+    monkeypatch.setattr(train, "train_autoencoder", lambda recipe, run: (pipe.vae, [{"stage": "autoencoder"}]))
+    monkeypatch.setattr(train, "scaling_factor", lambda autoencoder: 1.0)
+    monkeypatch.setattr(train, "watch", lambda out, count: {"exact": 0.5})
+    monkeypatch.setattr(train, "train_diffusion", learn)
+    recipe = replace(recipe, binding_stage=replace(recipe.diffusion_stage, steps=3))
+    train_scenes(tmp_path / "checkpoints", tmp_path / "model", recipe=recipe, say=lambda line: None)
+    segments = json.loads((tmp_path / "model" / "provenance.json").read_text())["segments"]
+    assert [(segment["stage"], segment.get("steps")) for segment in segments] == [
+        ("autoencoder", None),
+        ("binding", 3),
+        ("diffusion", 2),
+    ]
+    assert [(stage, seen) for stage, _, seen in begun] == [(recipe.binding_stage, 0), (recipe.diffusion_stage, 3)]
+    assert 0 < np.abs(begun[1][1] - begun[0][1]).max() < 0.1  # three small steps
 
 
 def test_provenance_begins_with_that_of_the_folder(trained, initial, recipe):
