@@ -6,6 +6,7 @@ Twice: first as they are, then with convolutions that see less of what is around
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +51,11 @@ class TextToLatents(nnx.Module):
         record: Record | None,
     ) -> tuple[Latents, Float[Array, "batch h w kinds"]]:
         """The predicted velocity, and for each cell a logit of the ground and one of each kind."""
-        self.unet.conv_out, last = _Both(self.unet.conv_out, self.kinds), self.unet.conv_out
-        output = self.unet(noisy, timesteps, self.text(tokens), _PLAIN, record)
-        self.unet.conv_out = last
-        channels = self.unet.config.out_channels
+        unet: Any = self.unet
+        unet.conv_out, last = _Both(unet.conv_out, self.kinds), unet.conv_out
+        output = unet(noisy, timesteps, self.text(tokens), _PLAIN, record)
+        unet.conv_out = last
+        channels = unet.config.out_channels
         return output[..., :channels], output[..., channels:]
 
 

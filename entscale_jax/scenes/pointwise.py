@@ -4,6 +4,7 @@ In the exported folder they are convolutions of 3x3 like the others, with zeros:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -44,7 +45,7 @@ class _Pointwise(nnx.Module):
 _CENTRE = (1, 1)
 
 
-def _find(module: nnx.Module, path: str):
+def _find(module: Any, path: str) -> Any:
     for name in path.split("/"):
         module = module[int(name)] if name.isdigit() else getattr(module, name)
     return module
