@@ -12,7 +12,7 @@ SIZE = TRAIN_SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How one of the two trainings runs: a warm-up, a constant rate, then a linear decay to zero."""
+    """How one of the three trainings runs: a warm-up, a constant rate, then a linear decay to zero."""
 
     steps: int
     batch: int
@@ -92,7 +92,7 @@ SCHEDULER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Architectures, noise, the two stages and how they are watched."""
+    """Architectures, noise, the three stages and how they are watched."""
 
     autoencoder: AutoencoderKLConfig = AUTOENCODER
     text: CLIPTextConfig = TEXT

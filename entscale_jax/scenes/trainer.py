@@ -1,4 +1,4 @@
-"""The loop that both stages share: averaged weights, a log, checkpoints from which a stopped run goes on unchanged."""
+"""The loop that all stages share: averaged weights, a log, checkpoints from which a stopped run goes on unchanged."""
 
 import json
 import math
