@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ..errors import UserError
 from ..models import UNet2DConditionModel
 
 
@@ -19,9 +20,18 @@ def keep_centres(unet: UNet2DConditionModel, names: Sequence[str]) -> None:
     Args:
         unet: any.
         names: as in `up_blocks/0/resnets/1/conv2`.
+
+    Raises UserError for a name that is no convolution of 3x3.
     """
     for name in names:
-        kernel = _find(unet, name).kernel
+        try:
+            kernel = _find(unet, name).kernel
+        except (AttributeError, IndexError, TypeError):
+            kernel = None
+        if kernel is None or kernel.shape[:2] != (3, 3):
+            raise UserError(
+                f"pointwise: {name!r} is no convolution of 3x3 in the UNet: write `up_blocks/0/resnets/0/conv1`"
+            )
         kernel[...] = jnp.zeros_like(kernel[...]).at[_CENTRE].set(kernel[_CENTRE])
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from tiny_model import tiny_recipe
 
 from entscale_jax import ScaleRule
+from entscale_jax.errors import UserError
 from entscale_jax.models import UNet2DConditionModel
 from entscale_jax.scales import Scaling
 from entscale_jax.scenes.pointwise import keep_centres, use_centres
@@ -60,3 +61,12 @@ def test_what_is_around_a_centre_has_no_gradient(velocity):
     kernel = gradients["down_blocks"][0]["resnets"][0]["conv2"]["kernel"][...]
     assert np.abs(kernel[1, 1]).max() > 0
     assert np.count_nonzero(kernel) == np.count_nonzero(kernel[1, 1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["up_blocks/0/resnet/0/conv1", "down_blocks/7/resnets/0/conv1", "up_blocks/0/resnets/0/conv_shortcut", "conv"],
+)
+def test_a_name_of_no_convolution_is_a_user_error(name):
+    with pytest.raises(UserError, match=f"{name}.*no convolution of 3x3"):
+        keep_centres(unet(), [name])
