@@ -41,7 +41,7 @@ scenes-study: $(STAMP) ## Measure what the rules and any multiplier do to the bu
 	@$(BIN)/entscale report $(STUDY_PARTS:%=$(STUDY)/%) --study docs/scenes.md
 
 scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md, going on where it was stopped: hours
-	@$(BIN)/python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png
+	@$(BIN)/python -m entscale_jax.scenes.evaluate docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.sensitivity docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.shares docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.sharpness docs/scenes.md

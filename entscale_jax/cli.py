@@ -80,7 +80,10 @@ def generate(
         str, typer.Option(help="Of 1/sqrt(d), for rule fixed: a number, or one a level as 0.9,0.9,0.8,0.8.")
     ] = "1",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
-    guidance: Annotated[float, typer.Option(help="Strength of guidance; 1 draws without it.")] = 7.5,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Strength of guidance; 1 draws without it. [default: 7.5; 2 for scenes]", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Picture i is drawn with seed + i.")] = 0,
     negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
     model: Model = "scenes",

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,7 +26,8 @@ class Job:
     rule: str
     multiplier: float | tuple[float, ...]
     steps: int
-    guidance: float
+    guidance: float | None
+    """The model's default if None."""
     seed: int
     negative_prompt: str
     out: Path
@@ -39,6 +40,7 @@ def run(job: Job, console: Console) -> list[Path]:
         pipe = TextToImage.from_pretrained(job.model, train_size=job.train_size)
         height, width = job.size or pipe.info.train_size
         scaling = Scaling.of(job.rule, job.multiplier)
+        job = replace(job, guidance=pipe.info.guidance if job.guidance is None else job.guidance)
         static = {"height": height, "width": width, "rule": scaling, "steps": job.steps, "guidance": job.guidance}
         status.update(f"compiling for {width}x{height}")
         pipe.compile(batch=len(job.prompts), **static)

@@ -6,10 +6,10 @@ from pathlib import Path
 from .errors import UserError
 
 
-def replace_section(document: Path, name: str, lines: Sequence[str]) -> None:
-    """Puts `lines` between the marks `<!-- measured: NAME -->` and `<!-- end of measured: NAME -->` of `document`.
+def find_section(document: Path, name: str) -> tuple[str, str]:
+    """What stands up to and with the mark `<!-- measured: NAME -->`, and from `<!-- end of measured: NAME -->` on.
 
-    Raises UserError, and writes nothing, unless each of the two stands there once and in this order.
+    Raises UserError unless each of the two stands in `document` once and in this order.
     """
     begin, end = f"<!-- measured: {name} -->", f"<!-- end of measured: {name} -->"
     try:
@@ -19,7 +19,13 @@ def replace_section(document: Path, name: str, lines: Sequence[str]) -> None:
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
         raise UserError(f"{document} has no section {name!r}: write {begin} and, below it, {end} once each")
     before, rest = text.split(begin)
-    document.write_text("\n".join([before + begin, "", *lines, "", end + rest.split(end)[1]]), encoding="utf-8")
+    return before + begin, end + rest.split(end)[1]
+
+
+def replace_section(document: Path, name: str, lines: Sequence[str]) -> None:
+    """Puts `lines` into the section that `find_section` finds. Writes nothing where there is none."""
+    before, after = find_section(document, name)
+    document.write_text("\n".join([before, "", *lines, "", after]), encoding="utf-8")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -103,7 +103,7 @@ class TextToImage:
         rule: Rule = ScaleRule.ENTROPY,
         multiplier: float | Sequence[float] = 1.0,
         steps: int = 50,
-        guidance: float | Sequence[float] = 7.5,
+        guidance: float | Sequence[float] | None = None,
         seed: int | Sequence[int] = 0,
         negative_prompt: str = "",
         latents: Float[np.ndarray, "batch h w c"] | Float[Array, "batch h w c"] | None = None,
@@ -120,7 +120,8 @@ class TextToImage:
             rule: scale of self-attention: a rule's name, or what `Scaling.of` takes.
             multiplier: of `1 / sqrt(d)`, for rule `fixed`: one number or one a level, finest first.
             steps: of deterministic DDIM.
-            guidance: strength of classifier-free guidance, one or one a picture; 1 throughout draws without it.
+            guidance: strength of classifier-free guidance, one or one a picture; 1 throughout draws without it. None is
+                7.5, and 2 for the built-in model.
             seed: s gives picture i the seed s + i; a list gives one each.
             negative_prompt: what guidance leads away from.
             latents: the noise to start from, unit variance, channels last, instead of `seed`'s.
@@ -130,7 +131,7 @@ class TextToImage:
         Raises UserError for an input that can't be drawn.
         """
         captions = _captions(prompts)
-        strength = _per_picture(guidance, len(captions), "guidance").astype(self._latent_dtype)
+        strength = self._strength(guidance, len(captions)).astype(self._latent_dtype)
         height, width = _size(self.info, height, width)
         request = self._request(
             len(captions), height, width, rule, multiplier, steps, bool(np.any(strength != 1)), measure_entropy
@@ -156,15 +157,18 @@ class TextToImage:
         rule: Rule = ScaleRule.ENTROPY,
         multiplier: float | Sequence[float] = 1.0,
         steps: int = 50,
-        guidance: float | Sequence[float] = 7.5,
+        guidance: float | Sequence[float] | None = None,
         decode: bool = True,
         measure_entropy: bool = False,
     ) -> None:
         """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs."""
         height, width = _size(self.info, height, width)
-        guided = bool(np.any(_per_picture(guidance, batch, "guidance") != 1))
+        guided = bool(np.any(self._strength(guidance, batch) != 1))
         request = self._request(batch, height, width, rule, multiplier, steps, guided, measure_entropy)
         self.programs.compile(request, decode=decode)
+
+    def _strength(self, guidance: float | Sequence[float] | None, count: int) -> Float[np.ndarray, "batch"]:
+        return _per_picture(self.info.guidance if guidance is None else guidance, count, "guidance")
 
     def _request(self, batch, height, width, rule, multiplier, steps, guided, measure_entropy) -> Request:
         multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier

@@ -1,19 +1,21 @@
 """Measures the tables of docs/parity.md: `python -m entscale_jax.parity.document docs/parity.md`, minutes a model."""
 
-import sys
+import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from ..buckets import Bucket
+from ..errors import UserError
+from ..marks import find_section, replace_section, table
 from ..scales import ScaleRule, Scaling
 from ..weights.folder import describe
 from . import random_models
 from .bounds import BOUNDS
 from .compare import Pair, Row, precision
 
-BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+SECTION = "parity"
 GRIDS = ((7, 13), (15, 8), (19, 25), (27, 18), (28, 28))
 """Latent cells (h, w), besides the training grid."""
 RULES = (Scaling(ScaleRule.ORIGINAL), Scaling(ScaleRule.ENTROPY))
@@ -25,15 +27,13 @@ _COLUMNS = ("VAE decode", "UNet", "UNet, other rule", "DDIM latents", "DDIM, oth
 
 
 def main(document: Path) -> None:
-    """Replaces what stands between the two marks of `document`."""
-    text = document.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
+    """Measures, and replaces section `parity` of `document`. Raises UserError, at once, where it has none."""
+    find_section(document, SECTION)
     with tempfile.TemporaryDirectory() as folder:
         sections = [_section(name, model) for name, model in _models(Path(folder))]
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "diffusers", "transformers"))
-    body = "\n\n".join([f"With {versions}, on a CPU.", *sections, "## Bounds", _bounds()])
-    document.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+    body = [f"With {versions}, on a CPU.", *sections, "## Bounds", _bounds()]
+    replace_section(document, SECTION, ["\n\n".join(body)])
 
 
 def _models(folder: Path) -> Iterator[tuple[str, Path | str]]:
@@ -51,8 +51,8 @@ def _section(name: str, model: Path | str) -> str:
     text = ", ".join(f"{row.module} {row.error:.1e}" for row in double if row.size == "-")
     lines = [_line(double, single, bucket, scaling) for bucket in buckets for scaling in RULES]
     header = ("size", "rule", *_COLUMNS)
-    table = _markdown([header, ("---",) * len(header), *lines])
-    return f"## {name}: trained on {width}x{height} cells, {info.levels} levels\n\nIn float64: {text}.\n\n{table}"
+    cells = "\n".join(table(header, lines))
+    return f"## {name}: trained on {width}x{height} cells, {info.levels} levels\n\nIn float64: {text}.\n\n{cells}"
 
 
 def _rows(model: Path | str, buckets: Sequence[Bucket], float64: bool) -> list[Row]:
@@ -79,12 +79,13 @@ def _bounds() -> str:
     lines = [
         (module, dtype, f"{bound.limit:.0e}", bound.measured, bound.reason) for (module, dtype), bound in BOUNDS.items()
     ]
-    return _markdown([header, ("---",) * len(header), *lines])
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(table(header, lines))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    _parser = argparse.ArgumentParser(description="Measures the tables of parity.")
+    _parser.add_argument("document", type=Path, help="Markdown with the section's marks, such as docs/parity.md")
+    try:
+        main(_parser.parse_args().document)
+    except UserError as error:
+        _parser.exit(2, f"{error}\n")

@@ -1,11 +1,9 @@
 """What it would cost to store a model's weights in float16, in the units of the parity tables.
 
-`python -m entscale_jax.parity.float16 docs/scenes.md [MODEL]` writes section `float16`.
+`python -m entscale_jax.parity.float16 docs/scenes.md` writes section `float16`.
 """
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -13,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..marks import replace_section, table
+from ..marks import table
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
+from ..scenes.section import write_section
 from ..weights.tokenizer import Tokenizer
 from .bounds import BOUNDS
 from .compare import CAPTIONS, TIMESTEP, call, image_error, relative_error
@@ -51,7 +50,7 @@ def differences(pipe: TextToImage, other: TextToImage, *, steps: int = 25) -> It
     latents = noise / np.float32(info.vae.scaling_factor)
     one, two = (call(each.vae, latents, method="decode") for each in (other, pipe))
     yield "VAE decode", relative_error(one, two)
-    one, two = (each(list(CAPTIONS), rule=scaling, steps=steps, guidance=5.0, seed=_SEEDS) for each in (other, pipe))
+    one, two = (each(list(CAPTIONS), rule=scaling, steps=steps, seed=_SEEDS) for each in (other, pipe))
     yield "DDIM latents", relative_error(one.latents, two.latents)
     if one.images is None or two.images is None:
         raise ValueError("the pipeline returned no images")
@@ -75,10 +74,5 @@ def section(pipe: TextToImage) -> list[str]:
     ]
 
 
-def main(document: Path, model: str = "scenes") -> None:
-    """Measures `model` and replaces section `float16` of `document`."""
-    replace_section(document, "float16", section(TextToImage.from_pretrained(model)))
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    write_section("float16", lambda pipe, _: section(pipe))

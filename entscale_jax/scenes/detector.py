@@ -1,12 +1,10 @@
 """How often the detector is right: on true drawings, on altered ones, and on true ones that went through a VAE.
 
-`python -m entscale_jax.scenes.detector docs/scenes.md` writes the section `detector` of that document.
+`python -m entscale_jax.scenes.detector docs/scenes.md` writes section `detector`.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +13,6 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from ..errors import UserError
-from ..marks import replace_section
 from ..metrics.captions import parse_caption
 from ..metrics.objects import compare
 from ..pipeline import TextToImage
@@ -23,6 +20,7 @@ from .alter import Alteration, alter
 from .autoencoder_stage import to_unit
 from .captions import sample_captions
 from .draw import draw_batch, place
+from .section import write_section
 
 SIZES = (
     *((80, 48), (48, 80), (64, 64), (96, 64), (64, 96), (128, 32), (32, 128), (96, 96)),
@@ -89,7 +87,7 @@ def round_trip(pipe: TextToImage) -> Callable[[Images], Images]:
     return through
 
 
-def measure(pipe: TextToImage, count: int) -> list[str]:
+def measure(pipe: TextToImage, count: int = 2000) -> list[str]:
     """The lines of the section, from `count` drawings of each sort over all sizes."""
     each, through = math.ceil(count / len(SIZES)), round_trip(pipe)
     true, after, altered = {}, {}, {}
@@ -122,17 +120,5 @@ def _sum(shares: Sequence[Share]) -> Share:
     return Share(sum(share.right for share in shares), sum(share.judged for share in shares))
 
 
-def main() -> None:
-    """Measures and writes the section."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("document", type=Path)
-    parser.add_argument("--model", default="scenes", help="whose VAE: a diffusers folder or `scenes`")
-    parser.add_argument("--count", type=int, default=2000, help="drawings of each sort, over all sizes")
-    options = parser.parse_args()
-    lines = measure(TextToImage.from_pretrained(options.model), options.count)
-    replace_section(options.document, "detector", lines)
-    print("\n".join(lines))
-
-
 if __name__ == "__main__":
-    main()
+    write_section("detector", lambda pipe, _: measure(pipe))

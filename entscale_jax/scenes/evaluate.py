@@ -1,9 +1,8 @@
 """How often the built-in model draws what its captions say, and how structured its attention is.
 
-`python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png [MODEL]` writes section `model` and a picture.
+`python -m entscale_jax.scenes.evaluate docs/scenes.md` writes section `model` and a picture.
 """
 
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..marks import replace_section, table
+from ..marks import table
 from ..metrics.captions import MAX_OBJECTS, parse_caption
 from ..pipeline import TextToImage
 from ..statistics import interval, signed
 from .captions import balanced_captions, held_out_captions, sample_captions
 from .pictures import GUIDANCE, KEPT, STEPS, Drawing, Images, Verdicts, draw, means, verdicts
+from .section import write_section
 
 CAPTIONS_SEED = 2_000_003
 FIRST_SEED = 3_000_000_000
@@ -124,7 +124,7 @@ def section(pipe: TextToImage, sheet: Path, kept: Path = KEPT, *, each: int = EA
     return [
         f"At the training size, {width}x{height} pixels, with rule `original`, {STEPS} steps and guidance {GUIDANCE:g}:"
         f" **{overall.mean:.1f}% exact** of {len(known)} training captions. 95% bootstrap intervals over captions.",
-        "Made by `python -m entscale_jax.scenes.evaluate docs/scenes.md docs/scenes.png`.",
+        "Made by `python -m entscale_jax.scenes.evaluate docs/scenes.md`.",
         "",
         *table(("objects asked for", "captions", "exact, %", "missing", "extra"), _by_count(known, found)),
         "",
@@ -139,11 +139,6 @@ def section(pipe: TextToImage, sheet: Path, kept: Path = KEPT, *, each: int = EA
         "",
         *table(("layer", "log T", "E_T", "log T - E_T", "logit gap", "sharpest head"), _structure_rows(pipe)),
     ]
-
-
-def main(document: Path, sheet: Path, model: str = "scenes") -> None:
-    """Measures `model` and replaces section `model` of `document`."""
-    replace_section(document, "model", section(TextToImage.from_pretrained(model), sheet))
 
 
 def _in_turn(sample: Callable[[np.random.Generator, int, int], list[str]], each: int, fewest: int) -> tuple[str, ...]:
@@ -185,4 +180,4 @@ def _structure_rows(pipe: TextToImage) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    write_section("model", lambda pipe, document: section(pipe, document.with_suffix(".png")))

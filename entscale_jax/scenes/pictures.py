@@ -14,9 +14,10 @@ from ..metrics.objects import compare
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from ..statistics import Interval, bootstrap_mean
+from ..weights.folder import BUILT_IN_GUIDANCE
 
 KEPT = Path("runs/scenes-measure")
-STEPS, GUIDANCE = 25, 5.0
+STEPS, GUIDANCE = 25, BUILT_IN_GUIDANCE
 
 Images = UInt8[np.ndarray, "batch height width 3"]
 Verdicts = Float[np.ndarray, "batch 3"]

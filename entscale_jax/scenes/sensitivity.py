@@ -1,18 +1,18 @@
 """Whether the scale of attention matters at all: the same captions and noise at the training size under multipliers.
 
-`python -m entscale_jax.scenes.sensitivity docs/scenes.md [MODEL]` writes section `sensitivity`.
+`python -m entscale_jax.scenes.sensitivity docs/scenes.md` writes section `sensitivity`.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..marks import replace_section, table
+from ..marks import table
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from ..statistics import Interval, bootstrap_mean, interval, signed
 from .evaluate import FIRST_SEED, known_captions
 from .pictures import KEPT, ORIGINAL, Drawing, Verdicts, draw, means, verdicts
+from .section import write_section
 
 _ALMOST_0 = 1e-6
 UNIFORM = Scaling(ScaleRule.FIXED, _ALMOST_0)
@@ -48,11 +48,6 @@ def section(
     ]
 
 
-def main(document: Path, model: str = "scenes") -> None:
-    """Measures `model` and replaces section `sensitivity` of `document`."""
-    replace_section(document, "sensitivity", section(TextToImage.from_pretrained(model)))
-
-
 def _row(name: str, found: Verdicts, before: Verdicts) -> tuple[str, ...]:
     exact = interval(means(found)[0], 1)
     if found is before:
@@ -62,4 +57,4 @@ def _row(name: str, found: Verdicts, before: Verdicts) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    write_section("sensitivity", lambda pipe, _: section(pipe))

@@ -1,21 +1,21 @@
 """What keeps the objects of a picture apart: attention, GroupNorm, convolutions, each measured by taking it away.
 
-`python -m entscale_jax.scenes.shares docs/scenes.md [MODEL]` writes section `shares`.
+`python -m entscale_jax.scenes.shares docs/scenes.md` writes section `shares`.
 """
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ..marks import replace_section, table
+from ..marks import table
 from ..pipeline import TextToImage
 from ..scales import Scaling
 from ..statistics import interval, signed
 from ..weights.tokenizer import Tokenizer
 from .evaluate import FIRST_SEED, known_captions
 from .pictures import KEPT, ORIGINAL, Drawing, Verdicts, draw, means, verdicts
+from .section import write_section
 from .sensitivity import UNIFORM, changed
 from .windows import Grid, Part, confine
 
@@ -97,11 +97,6 @@ def section(pipe: TextToImage, kept: Path = KEPT, *, each: int = _EACH) -> list[
     ]
 
 
-def main(document: Path, model: str = "scenes") -> None:
-    """Measures `model` and replaces section `shares` of `document`."""
-    replace_section(document, "shares", section(TextToImage.from_pretrained(model)))
-
-
 def _confined(pipe: TextToImage, case: Case, times: int, window: Grid) -> TextToImage:
     if not case.parts:
         return pipe
@@ -128,4 +123,4 @@ def _row(case: Case, found: Verdicts, before: Verdicts) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    write_section("shares", lambda pipe, _: section(pipe))

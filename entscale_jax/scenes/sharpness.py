@@ -1,11 +1,9 @@
 """What the autoencoder costs in sharpness: true drawings before and after it.
 
-`python -m entscale_jax.scenes.sharpness docs/scenes.md [MODEL]` writes section `autoencoder`.
+`python -m entscale_jax.scenes.sharpness docs/scenes.md` writes section `autoencoder`.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..marks import replace_section, table
+from ..marks import table
 from ..models import AutoencoderKL
 from ..pipeline import TextToImage
 from ..statistics import bootstrap_mean, interval
@@ -22,6 +20,7 @@ from .captions import balanced_captions
 from .draw import draw_batch
 from .evaluate import CAPTIONS_SEED
 from .pictures import Images, means, verdicts
+from .section import write_section
 
 SIZES = ((64, 64), (96, 96), (96, 128), (128, 128), (128, 192), (192, 192), (256, 256))
 """Height and width in pixels."""
@@ -69,11 +68,6 @@ def section(pipe: TextToImage, *, sizes: Sequence[tuple[int, int]] = SIZES, coun
     ]
 
 
-def main(document: Path, model: str = "scenes") -> None:
-    """Measures `model` and replaces section `autoencoder` of `document`."""
-    replace_section(document, "autoencoder", section(TextToImage.from_pretrained(model)))
-
-
 @nnx.jit
 def _encode(vae: AutoencoderKL, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w c"]:
     return vae.encode(images)[0] * vae.config.scaling_factor
@@ -84,4 +78,4 @@ def _round_trip(pipe: TextToImage, images: Images) -> Images:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    write_section("autoencoder", lambda pipe, _: section(pipe))

@@ -7,6 +7,7 @@ import numpy as np
 from ..pipeline import TextToImage
 from .captions import balanced_captions
 from .evaluate import score
+from .pictures import GUIDANCE, STEPS
 
 CAPTIONS_SEED = 1_000_003
 FIRST_SEED = 2_000_000_000
@@ -19,7 +20,8 @@ def watch(folder: Path, count: int, *, batch: int = 16) -> dict[str, float]:
     captions = balanced_captions(count, CAPTIONS_SEED)
     pictures = []
     for first in range(0, count, batch):
-        out = pipe(captions[first : first + batch], rule="original", steps=25, guidance=5.0, seed=FIRST_SEED + first)
+        part, seed = captions[first : first + batch], FIRST_SEED + first
+        out = pipe(part, rule="original", steps=STEPS, guidance=GUIDANCE, seed=seed)
         pictures.append(out.images)
     found = score(captions, np.concatenate(pictures))
     by_count = {f"exact_{number}": share for number, share in found.exact_by_count.items()}

@@ -14,7 +14,9 @@ from ..models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from ..sampling import NoiseSchedule
 from ..scales import Scaling
 
-BUILT_IN = "scenes"
+BUILT_IN, BUILT_IN_GUIDANCE = "scenes", 2.0
+DEFAULT_GUIDANCE = 7.5
+"""What Stable Diffusion is usually drawn with."""
 _BUILT_IN_FOLDER = Path(__file__).parents[1] / "scenes" / "model"
 _WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -41,6 +43,11 @@ class ModelInfo:
     vae: AutoencoderKLConfig
     text: CLIPTextConfig
     schedule: NoiseSchedule
+
+    @property
+    def guidance(self) -> float:
+        """Strength of classifier-free guidance where the caller gives none."""
+        return BUILT_IN_GUIDANCE if self.name == BUILT_IN else DEFAULT_GUIDANCE
 
     @property
     def latent_factor(self) -> int:

@@ -7,19 +7,20 @@ from entscale_jax.parity import document
 from entscale_jax.parity.compare import Row
 from entscale_jax.scales import ScaleRule, Scaling
 
+BEGIN, END = "<!-- measured: parity -->", "<!-- end of measured: parity -->"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "parity.md"
 
 
 def test_only_what_is_between_the_marks_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(document, "_models", lambda _: iter(()))
     file = tmp_path / "parity.md"
-    file.write_text(f"before\n\n{document.BEGIN}\nold\n{document.END}\nafter\n")
+    file.write_text(f"before\n\n{BEGIN}\nold\n{END}\nafter\n")
     document.main(file)
     once = file.read_text()
     document.main(file)
     assert file.read_text() == once
-    assert once.startswith(f"before\n\n{document.BEGIN}\n")
-    assert once.endswith(f"{document.END}\nafter\n")
+    assert once.startswith(f"before\n\n{BEGIN}\n")
+    assert once.endswith(f"{END}\nafter\n")
     assert "old" not in once
 
 

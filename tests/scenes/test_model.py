@@ -1,6 +1,7 @@
 """The model that ships: small enough, from the recipe in the code, and drawing what its captions say."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,11 @@ def test_its_configs_are_the_recipe():
     assert dataclasses.replace(info.text, vocab_size=0) == recipe.text
     assert dataclasses.replace(info.vae, scaling_factor=recipe.autoencoder.scaling_factor) == recipe.autoencoder
     assert info.train_size == (TRAIN_SIZE, TRAIN_SIZE)
+
+
+def test_it_is_drawn_with_its_own_guidance_by_default(tmp_path):
+    other = shutil.copytree(FOLDER, tmp_path / "model")
+    assert (describe("scenes").guidance, describe(other).guidance) == (2.0, 7.5)
 
 
 @pytest.fixture(scope="module")
