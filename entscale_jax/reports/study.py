@@ -46,11 +46,11 @@ class Curve:
 
     @property
     def best(self) -> float:
-        """The multiplier with the largest share of exact pictures, of equals the one nearest to 1."""
-        return max(self.points, key=lambda value: (self.points[value].exact.mean, -abs(math.log(value))))
+        """The multiplier with the fewest faults, of equals the one nearest to 1."""
+        return min(self.points, key=lambda value: (self.points[value].faults.mean, abs(math.log(value))))
 
     def at(self, multiplier: float) -> tuple[float, float, float]:
-        """Exact (%), missing and extra there, between the points by a straight line over the multiplier's logarithm."""
+        """Exact (%), missing, extra there: between the points by a straight line over the multiplier's logarithm."""
         logs = [math.log(value) for value in self.points]
         found = [(counts.exact.mean, counts.missing.mean, counts.extra.mean) for counts in self.points.values()]
         exact, missing, extra = (

@@ -22,6 +22,7 @@ from .tables import ObjectCounts, ObjectsTable
 SHEET_CAPTIONS = 12
 """On a contact sheet: the study's first ones."""
 _SIDE = 1.15  # inches of the longer side of a picture on a sheet
+_NOTE = 0.28  # inches below it, for two lines
 _FIELDS = (("exact", "exact (%)"), ("missing", "missing per image"), ("extra", "extra per image"))
 
 
@@ -202,14 +203,14 @@ def _picture(
     sample = run.of(found.size, method).get(pair)
     if sample is None or sample.image is None:
         return None, "not drawn"
-    return pixels(run, sample), f"{method}: {verdict(sample)}" if named else verdict(sample)
+    return pixels(run, sample), f"{method}\n{verdict(sample)}" if named else verdict(sample)
 
 
 def _draw_cards(cards: Sequence[_Card], columns: int) -> Figure:
     """Cards side by side. All pictures of a card have one size; the rows are as high as they need."""
     many = max((len(card.pictures) for card in cards), default=1)
     wide, rows = many * (_SIDE + 0.08) + 0.15, [cards[i : i + columns] for i in range(0, len(cards), columns)]
-    heights = [max(_shape(card)[0] for card in row) + 0.62 for row in rows]
+    heights = [max(_shape(card)[0] for card in row) + _NOTE + 0.44 for row in rows]
     figure = Figure(figsize=(wide * min(columns, max(len(cards), 1)), max(sum(heights), 0.5)))
     for row, below in zip(rows, np.cumsum(heights), strict=True):
         for column, card in enumerate(row):
@@ -221,14 +222,14 @@ def _draw_card(figure: Figure, card: _Card, left: float, bottom: float, wide: fl
     width, height = figure.get_size_inches()
     tall, side = _shape(card)
     title = folded(card.title, round(wide * 17))
-    figure.text((left + 0.05) / width, (bottom + tall + 0.22) / height, title, fontsize=7, va="bottom")
+    figure.text((left + 0.05) / width, (bottom + tall + _NOTE + 0.04) / height, title, fontsize=7, va="bottom")
     for index, (image, note) in enumerate(card.pictures):
         x = left + 0.05 + index * (_SIDE + 0.08)
-        panel = figure.add_axes((x / width, (bottom + 0.18) / height, side / width, tall / height))
+        panel = figure.add_axes((x / width, (bottom + _NOTE) / height, side / width, tall / height))
         panel.axis("off")
         if image is not None:
             panel.imshow(image, interpolation="nearest", aspect="auto")
-        figure.text(x / width, (bottom + 0.15) / height, note, fontsize=5.8, va="top")
+        figure.text(x / width, (bottom + _NOTE - 0.03) / height, note, fontsize=5.8, va="top")
 
 
 def _shape(card: _Card) -> tuple[float, float]:

@@ -88,14 +88,28 @@ def _fault(study: Study, area: float, field: str) -> str | None:
 
 
 def _verdict_of_rule(study: Study) -> str | None:
-    groups: dict[str, list[str]] = {"more are exact": [], "fewer are exact": [], "no difference is shown": []}
+    groups: dict[str, list[str]] = {}
     for found in study.sizes:
         if found.effect is not None and not found.levels.is_control:
-            gain = found.effect.exact
-            key = "no difference is shown" if gain.holds_zero else f"{'more' if gain.mean > 0 else 'fewer'} are exact"
-            groups[key].append(f"{found.size} ({signed(gain, 1)} points)")
-    said = [f"{name} at {', '.join(sizes)}" for name, sizes in groups.items() if sizes]
+            for reading, place in _readings(found, found.effect):
+                groups.setdefault(reading, []).append(place)
+    said = [f"{name} at {', '.join(sizes)}" for name, sizes in groups.items()]
     return f"Rule `entropy` against `original`: {'; '.join(said)}." if said else None
+
+
+def _readings(found: SizeStudy, effect: ObjectCounts) -> list[tuple[str, str]]:
+    """What the effect is shown to be, each with the size and by how much."""
+    shown = []
+    for field, things, unit, digits in (
+        ("exact", "images", " points", 1),
+        ("missing", "objects", "", 2),
+        ("extra", "objects", "", 2),
+    ):
+        value = getattr(effect, field)
+        if not value.holds_zero:
+            more = "more" if value.mean > 0 else "fewer"
+            shown.append((f"{more} {things} are {field}", f"{found.size} ({signed(value, digits)}{unit})"))
+    return shown or [("no difference is shown", str(found.size))]
 
 
 def _verdict_of_curve(found: SizeStudy) -> str | None:
@@ -103,16 +117,12 @@ def _verdict_of_curve(found: SizeStudy) -> str | None:
     if curve is None:
         return None
     gain = curve.gains.get(curve.best)
-    text = (
-        f" ({signed(gain.exact, 1)} points against 1, of the best of {len(curve.points)}, and so flattered)"
-        if gain
-        else ""
-    )
+    text = f", {signed(gain.faults, 2)} against 1, of the best of {len(curve.points)}, and so flattered" if gain else ""
+    least, now, ours = (sum(curve.at(value)[1:]) for value in (curve.best, 1.0, curve.rule))
     return (
         f"At {found.name}, of the multipliers from {min(curve.points):g} to {max(curve.points):g} at all levels, "
-        f"{curve.best:g} draws most captions exactly{text}; the rule's {curve.rule:.3f} lies at "
-        f"{curve.at(curve.rule)[0]:.1f}% on that curve, 1 at {curve.at(1.0)[0]:.1f}%, the best at "
-        f"{curve.points[curve.best].exact.mean:.1f}%."
+        f"{curve.best:g} makes the fewest faults, missing and extra objects together: {least:.2f} an image{text}; "
+        f"multiplier 1 lies at {now:.2f} on that curve, the rule's {curve.rule:.3f} at {ours:.2f}."
     )
 
 
@@ -179,7 +189,12 @@ def _curves(scope: Scope, curves: Sequence[tuple[SizeStudy, Curve]]) -> list[str
         "",
     ]
     lines += _header(
-        "size", "multiplier", "curve: exact, missing, extra", "drawn: exact, missing, extra", "best", "its gain"
+        "size",
+        "multiplier",
+        "curve: exact, missing, extra",
+        "drawn: exact, missing, extra",
+        "fewest faults at",
+        "less those at 1",
     )
     lines += [_row(found.size, *_place_of_rule(curve)) for found, curve in curves]
     return [*lines, ""]
@@ -193,7 +208,7 @@ def _place_of_rule(curve: Curve) -> tuple[str, ...]:
         f"{exact:.0f}%, {missing:.2f}, {extra:.2f}",
         f"{drawn.exact.mean:.0f}%, {drawn.missing.mean:.2f}, {drawn.extra.mean:.2f}" if drawn else "-",
         f"{curve.best:g}",
-        f"{signed(gain.exact, 0)} points" if gain else "-",
+        signed(gain.faults, 2) if gain else "-",
     )
 
 

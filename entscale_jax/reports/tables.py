@@ -22,6 +22,8 @@ class ObjectCounts:
     missing: Interval
     """Objects per image."""
     extra: Interval
+    faults: Interval
+    """Missing and extra together."""
 
     @property
     def reading(self) -> str:
@@ -35,8 +37,9 @@ class ObjectCounts:
     @classmethod
     def of(cls, method: str, values: Sequence[tuple[float, float, float]]) -> "ObjectCounts":
         """From one (exact, missing, extra) per image."""
-        exact, missing, extra = bootstrap_mean(np.array(values, float))
-        return cls(method=method, exact=exact.scaled(100.0), missing=missing, extra=extra)
+        columns = np.array(values, float)
+        exact, missing, extra, faults = bootstrap_mean(np.column_stack([columns, columns[:, 1:].sum(axis=1)]))
+        return cls(method=method, exact=exact.scaled(100.0), missing=missing, extra=extra, faults=faults)
 
 
 @dataclass(frozen=True, kw_only=True)

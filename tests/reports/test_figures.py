@@ -14,7 +14,8 @@ METHODS = ("original", "entropy <script>$x$")
 def objects_table(size: str, low: float) -> ObjectsTable:
     interval = Interval(low + 0.25, low, low + 1.0, 8)
     counts = [
-        ObjectCounts(method=name, exact=interval.scaled(50), missing=interval, extra=interval) for name in METHODS
+        ObjectCounts(method=name, exact=interval.scaled(50), missing=interval, extra=interval, faults=interval)
+        for name in METHODS
     ]
     return ObjectsTable(size=size, is_control=False, counts=tuple(counts), baseline=METHODS[0], differences=())
 

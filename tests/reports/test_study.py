@@ -123,6 +123,7 @@ def test_a_curve_is_of_the_captions_that_all_its_multipliers_drew(study):
     assert [counts.missing.mean for counts in curve.points.values()] == [4, 1.5, 0.5]
     assert (curve.entropy.missing.mean, curve.entropy.exact.count) == (0.5, 2)
     assert curve.gains[2.0].missing.mean == -1
+    assert curve.gains[2.0].faults.mean == -1
     assert curve.best == 2.0
 
 
@@ -248,6 +249,20 @@ def test_the_section_says_the_headlines(tmp_path, no_truth):
     assert "Unfinished" not in text
     assert text.startswith("# Title")
     assert text.endswith("\n\nBelow.\n")
+
+
+def test_the_headline_of_the_rule_says_each_difference_that_is_shown(tmp_path, no_truth):
+    hold = {(HALF, rule, p): (False, n, 0) for rule, n in (("original", 2), ("entropy", 1)) for p in PROMPTS}
+    hold |= {(TWICE, rule, p): (n == 0, 0, n) for rule, n in (("original", 0), ("entropy", 3)) for p in PROMPTS}
+    document = tmp_path / "scenes.md"
+    document.write_text(MARKS)
+    write_study(write_runs(tmp_path, rules_hold=hold), document)
+    (line,) = [line for line in document.read_text().splitlines() if line.startswith("- Rule `entropy`")]
+    assert line == (
+        "- Rule `entropy` against `original`: fewer objects are missing at 64x64 (−1.00 (−1.00 to −1.00)); "
+        "fewer images are exact at 256x256 (−100.0 (−100.0 to −100.0) points); "
+        "more objects are extra at 256x256 (+3.00 (+3.00 to +3.00))."
+    )
 
 
 def test_pictures_stand_beside_the_document_and_all_are_shown(tmp_path, no_truth):
