@@ -4,15 +4,19 @@ from .attention import EntropyScaledAttention, attention_entropy, dot_product_at
 from .buckets import Bucket, token_counts
 from .errors import UserError
 from .pipeline import Output, TextToImage
-from .sampling import NoiseSchedule, sample
+from .sampling import DDIM, PNDM, DPMSolver, Euler, EulerAncestral, sample
 from .scales import ScaleRule, Scaling, attention_scale
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DDIM",
+    "PNDM",
     "Bucket",
+    "DPMSolver",
     "EntropyScaledAttention",
-    "NoiseSchedule",
+    "Euler",
+    "EulerAncestral",
     "Output",
     "ScaleRule",
     "Scaling",

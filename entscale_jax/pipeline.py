@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from .weights.tokenizer import Tokenizer
 from .weights.torch_format import AbstractRngs, load_parameters
 
 Rule = Scaling | ScaleRule | str | Mapping[str, object]
+SamplerChoice = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class TextToImage:
         self._tokenizer = tokenizer
         # Latents are carried from step to step in float32 at least, whatever the models compute in.
         self._latent_dtype = accumulator(dtype)
-        self.programs = Programs(text, unet, vae, info.schedule, self._latent_dtype)
+        self.programs = Programs(text, unet, vae, self._latent_dtype)
 
     @classmethod
     def from_pretrained(
@@ -60,6 +62,7 @@ class TextToImage:
         *,
         dtype: jnp.dtype | type = jnp.float32,
         train_size: tuple[int, int] | None = None,
+        sampler: SamplerChoice | None = None,
     ) -> "TextToImage":
         """Opens a model.
 
@@ -67,11 +70,12 @@ class TextToImage:
             model: a diffusers folder, a hub id, or `scenes`, the built-in model.
             dtype: of weights and computation.
             train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
+            sampler: instead of the one that the folder names, as in a call.
 
         Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
         """
         enable_cache()
-        info, rngs = describe(model, train_size=train_size), AbstractRngs()
+        info, rngs = describe(model, train_size=train_size, sampler=sampler), AbstractRngs()
         return cls(
             info,
             Tokenizer(info.folder / "tokenizer", info.text.max_position_embeddings),
@@ -102,8 +106,10 @@ class TextToImage:
         width: int | None = None,
         rule: Rule = ScaleRule.ENTROPY,
         multiplier: float | Sequence[float] = 1.0,
+        sampler: SamplerChoice | None = None,
         steps: int = 50,
         guidance: float | Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
         seed: int | Sequence[int] = 0,
         negative_prompt: str = "",
         latents: Float[np.ndarray, "batch h w c"] | Float[Array, "batch h w c"] | None = None,
@@ -119,9 +125,13 @@ class TextToImage:
             width: pixels, likewise.
             rule: scale of self-attention: a rule's name, or what `Scaling.of` takes.
             multiplier: of `1 / sqrt(d)`, for rule `fixed`: one number or one a level, finest first.
-            steps: of deterministic DDIM.
+            sampler: `ddim`, `pndm`, `euler`, `euler_ancestral` or `dpmsolver++`; or a mapping with `name` and options
+                as diffusers names them, such as `{"name": "dpmsolver++", "use_karras_sigmas": True}`; the model's if
+                None.
+            steps: of the sampler.
             guidance: strength of classifier-free guidance, one or one a picture; 1 throughout draws without it. None is
                 7.5, and 2 for the built-in model.
+            guidance_rescale: 0 to 1, against the overexposure that strong guidance brings; see `sampling.denoise`.
             seed: s gives picture i the seed s + i; a list gives one each.
             negative_prompt: what guidance leads away from.
             latents: the noise to start from, unit variance, channels last, instead of `seed`'s.
@@ -134,14 +144,23 @@ class TextToImage:
         strength = self._strength(guidance, len(captions)).astype(self._latent_dtype)
         height, width = _size(self.info, height, width)
         request = self._request(
-            len(captions), height, width, rule, multiplier, steps, bool(np.any(strength != 1)), measure_entropy
+            len(captions),
+            height,
+            width,
+            rule,
+            multiplier,
+            sampler=sampler,
+            steps=steps,
+            guided=bool(np.any(strength != 1)),
+            guidance_rescale=guidance_rescale,
+            measure_entropy=measure_entropy,
         )
-        if latents is None:
-            noise = self.programs.noise(request, _seeds(seed, len(captions)))
-        else:
-            noise = self._given(request, latents)
+        seeds = _seeds(seed, len(captions))
+        noise = self.programs.noise(request, seeds) if latents is None else self._given(request, latents)
         context, unconditional = self._encode(captions), self._encode([negative_prompt] * len(captions))
-        final, measured = self.programs.denoise(request, noise, context, unconditional, strength)
+        final, measured = self.programs.denoise(
+            request, noise, context, unconditional, strength, self.programs.step_noise(request, seeds)
+        )
         images = _crop(np.asarray(self.programs.decode(final)), height, width) if decode else None
         if not measure_entropy:
             return Output(images, np.asarray(final), None, None)
@@ -156,27 +175,54 @@ class TextToImage:
         width: int | None = None,
         rule: Rule = ScaleRule.ENTROPY,
         multiplier: float | Sequence[float] = 1.0,
+        sampler: SamplerChoice | None = None,
         steps: int = 50,
         guidance: float | Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
         decode: bool = True,
         measure_entropy: bool = False,
     ) -> None:
         """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs."""
         height, width = _size(self.info, height, width)
         guided = bool(np.any(self._strength(guidance, batch) != 1))
-        request = self._request(batch, height, width, rule, multiplier, steps, guided, measure_entropy)
+        request = self._request(
+            batch,
+            height,
+            width,
+            rule,
+            multiplier,
+            sampler=sampler,
+            steps=steps,
+            guided=guided,
+            guidance_rescale=guidance_rescale,
+            measure_entropy=measure_entropy,
+        )
         self.programs.compile(request, decode=decode)
 
     def _strength(self, guidance: float | Sequence[float] | None, count: int) -> Float[np.ndarray, "batch"]:
         return _per_picture(self.info.guidance if guidance is None else guidance, count, "guidance")
 
-    def _request(self, batch, height, width, rule, multiplier, steps, guided, measure_entropy) -> Request:
+    def _request(
+        self, batch, height, width, rule, multiplier, *, sampler, steps, guided, guidance_rescale, measure_entropy
+    ) -> Request:
         multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier
         scaling = Scaling.of(rule, multiplier)
         scaling.check_levels(self.info.levels)
-        self.info.schedule.ddim(steps)  # raises for a step count that can't be
-        grid = self.info.bucket(height, width).latent(self.info.latent_factor)
-        return Request(grid, batch, scaling, steps, guided, measure_entropy)
+        if not 0 <= guidance_rescale <= 1:
+            raise UserError(f"guidance_rescale is {guidance_rescale!r}: give a number from 0 to 1")
+        chosen = self.info.sampler(sampler)
+        chosen.table(steps)  # raises for a step count that can't be
+        return Request(
+            grid=self.info.bucket(height, width).latent(self.info.latent_factor),
+            batch=batch,
+            scaling=scaling,
+            sampler=chosen,
+            steps=steps,
+            guided=guided,
+            guidance_rescale=float(guidance_rescale) if guided else 0.0,
+            first=0,
+            measure_entropy=measure_entropy,
+        )
 
     def _encode(self, texts: list[str]) -> Float[np.ndarray, "batch text width"]:
         """Text states, each text's computed once a call."""

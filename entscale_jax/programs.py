@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from .sampling import Context, Latents, Measured, NoiseSchedule, denoise
+from .sampling import Context, Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
 
 
@@ -24,8 +24,12 @@ class Request:
     """Latent cells (h, w)."""
     batch: int
     scaling: Scaling
+    sampler: Sampler
     steps: int
     guided: bool
+    guidance_rescale: float
+    first: int
+    """The call to begin with; above 0 for image to image."""
     measure_entropy: bool
 
 
@@ -37,13 +41,12 @@ class Programs:
         text: CLIPTextModel,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        schedule: NoiseSchedule,
         latent_dtype: jnp.dtype,
     ):
         self._text_graph, self._text = nnx.split(text)
         self._unet_graph, self._unet = nnx.split(unet)
         self._vae_graph, self._vae = nnx.split(vae)
-        self._schedule, self._factor = schedule, vae.config.scaling_factor
+        self._factor = vae.config.scaling_factor
         self._channels = vae.config.latent_channels
         self._states = jax.ShapeDtypeStruct(
             (text.config.max_position_embeddings, text.config.hidden_size), text.embeddings.token_embedding.dtype
@@ -72,6 +75,19 @@ class Programs:
 
         return self._program(("noise", len(seeds), shape), draw_noise, seeds)(seeds)
 
+    def step_noise(
+        self, request: Request, seeds: UInt32[np.ndarray, "batch"]
+    ) -> Float[Array, "calls batch height width channels"] | None:
+        """Unit noise for every call of a stochastic sampler, each picture's from its own seed; None for another."""
+        if not request.sampler.stochastic:
+            return None
+        calls, shape = _calls(request), (*request.grid, self._channels)
+
+        def draw_step_noise(seeds: UInt32[Array, "batch"]) -> Float[Array, "calls batch height width channels"]:
+            return call_noise(seeds, calls, shape).astype(self._latent_dtype)
+
+        return self._program(("step noise", len(seeds), calls, shape), draw_step_noise, seeds)(seeds)
+
     def denoise(
         self,
         request: Request,
@@ -79,9 +95,11 @@ class Programs:
         context: Float[np.ndarray, "batch text width"],
         unconditional: Float[np.ndarray, "batch text width"],
         guidance: Float[np.ndarray, "batch"],
+        step_noise: Float[Array, "calls batch height width channels"] | None = None,
     ) -> tuple[Latents, Measured]:
-        """All steps, from noise to latents, and the entropies and logit gaps if the request asks for them."""
-        arguments = (latents, context, unconditional, guidance) if request.guided else (latents, context)
+        """All calls, from noise to latents, and the entropies and logit gaps if the request asks for them."""
+        away = (unconditional, guidance) if request.guided else (None, None)
+        arguments = (latents, context, *away, step_noise)
         return self._denoising(request, *arguments)(self._unet, *arguments)
 
     def decode(self, latents: Latents) -> UInt8[Array, "batch height width 3"]:
@@ -96,7 +114,12 @@ class Programs:
         guidance = jax.ShapeDtypeStruct((request.batch,), self._latent_dtype)
         self.encode(np.zeros((1, self._states.shape[0]), np.int32))
         self.noise(request, np.zeros(request.batch, np.uint32))
-        self._denoising(request, *((latents, text, text, guidance) if request.guided else (latents, text)))
+        away = (text, guidance) if request.guided else (None, None)
+        noise = None
+        if request.sampler.stochastic:
+            self.step_noise(request, np.zeros(request.batch, np.uint32))
+            noise = jax.ShapeDtypeStruct((_calls(request), *grid), self._latent_dtype)
+        self._denoising(request, latents, text, *away, noise)
         if decode:
             self._decoding(latents)
 
@@ -105,18 +128,22 @@ class Programs:
             weights: nnx.State,
             latents: Latents,
             context: Context,
-            unconditional: Context | None = None,
-            guidance: Float[Array, "batch"] | float = 1.0,
+            unconditional: Context | None,
+            guidance: Float[Array, "batch"] | None,
+            step_noise: Float[Array, "calls batch height width channels"] | None,
         ) -> tuple[Latents, Measured]:
             return denoise(
                 nnx.merge(self._unet_graph, weights),
                 latents,
                 context,
-                schedule=self._schedule,
+                schedule=request.sampler,
                 steps=request.steps,
                 rule=request.scaling,
                 unconditional=unconditional,
-                guidance=guidance,
+                guidance=1.0 if guidance is None else guidance,
+                guidance_rescale=request.guidance_rescale,
+                first=request.first,
+                step_noise=step_noise,
                 measure_entropy=request.measure_entropy,
             )
 
@@ -136,3 +163,7 @@ class Programs:
             self._compiled[key] = jax.jit(function).lower(*arguments).compile()
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[key]
+
+
+def _calls(request: Request) -> int:
+    return len(request.sampler.table(request.steps, request.first).timesteps)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from entscale_jax.models import UNet2DConditionConfig, UNet2DConditionModel
-from entscale_jax.sampling import NoiseSchedule, sample
+from entscale_jax.sampling import DDIM, sample
 from entscale_jax.weights.torch_format import AbstractRngs
 
 CONFIG = UNet2DConditionConfig(
@@ -35,7 +35,7 @@ def _lower(rule, grid=(7, 13), **options):
 
     def draw(weights, latents, context):
         unet = nnx.merge(graph, weights)
-        arguments = {"schedule": NoiseSchedule(), "steps": 2, "unconditional": context, "guidance": 5.0, **options}
+        arguments = {"schedule": DDIM(), "steps": 2, "unconditional": context, "guidance": 5.0, **options}
         return sample(unet, latents, context, rule=rule, **arguments)
 
     return jax.jit(draw).lower(weights, latents, context)

@@ -79,7 +79,7 @@ def compare(
     for scaling in scalings:
         scaling.check_levels(info.levels)
     if steps is not None:
-        info.schedule.ddim(steps)
+        info.sampler("ddim").table(steps)
     with precision(float64):
         pair = Pair(model, float64=float64, train_size=train_size)
         rows = [pair.text(), pair.time_embedding(), pair.decode(bucket)]
@@ -194,7 +194,13 @@ class Pair:
         noise = self.noise(bucket)
         options: dict[str, Any] = {"steps": steps, "guidance": guidance, "measure_entropy": measure_entropy}
         out = self.pipe(
-            list(CAPTIONS), height=bucket.height, width=bucket.width, rule=scaling, latents=noise, **options
+            list(CAPTIONS),
+            height=bucket.height,
+            width=bucket.width,
+            rule=scaling,
+            sampler="ddim",
+            latents=noise,
+            **options,
         )
         expected = self.reference.ddim(
             noise, CAPTIONS, rule=scaling.rule.value, multiplier=scaling.multiplier, **options

@@ -1,25 +1,26 @@
-"""One scan that takes latents from noise to a picture, under any rule, with or without guidance."""
+"""One scan that takes latents from noise to a picture, by any sampler, under any rule, with or without guidance."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt32
 
 from ..models import UNet2DConditionModel
 from ..scales import ScaleRule, Scaling
-from .ddim import Latents, ddim_step
-from .schedule import NoiseSchedule
+from .sampler import Latents, Memory, Sampler
 
 Context = Float[Array, "batch text features"]
+Strength = float | Float[Array, ""] | Float[Array, "batch"]
 
 
 class Measured(NamedTuple):
-    """What was measured of attention: layer -> means over its tokens in nats, [steps batch heads]; else empty dicts."""
+    """What was measured of attention: layer -> means over its tokens in nats, [calls batch heads]; else empty dicts."""
 
-    entropy: dict[str, Float[Array, "*steps batch heads"]]
-    logit_gap: dict[str, Float[Array, "*steps batch heads"]]
+    entropy: dict[str, Float[Array, "*calls batch heads"]]
+    logit_gap: dict[str, Float[Array, "*calls batch heads"]]
 
 
 def sample(
@@ -27,34 +28,24 @@ def sample(
     latents: Latents,
     context: Context,
     *,
-    schedule: NoiseSchedule,
+    schedule: Sampler,
     steps: int,
     rule: Scaling | ScaleRule | str | Mapping[str, object] = ScaleRule.ENTROPY,
-    unconditional: Context | None = None,
-    guidance: float | Float[Array, ""] | Float[Array, "batch"] = 1.0,
+    **options: Any,
 ) -> Latents:
-    """Latents of pictures, by deterministic DDIM. Pure: works inside a caller's `jit`, under `vmap`, on a mesh.
+    """Latents of pictures. Pure: works inside a caller's `jit`, under `vmap`, on a mesh.
 
     Args:
-        unet: predicts noise or velocity.
-        latents: the start, unit variance, float32 or float64; the result has their dtype.
+        unet: predicts noise, velocity or the clean sample.
+        latents: the start, unit variance, float32 or float64; the result has their dtype. With `first`, instead, what
+            `schedule.noised` made.
         context: text states of the captions.
-        schedule: of the model; static.
+        schedule: a sampler with the model's noise schedule; static.
         steps: how many; static.
         rule: the scale rule of self-attention; static.
-        unconditional: text states to guide away from; None draws without guidance, at half the cost.
-        guidance: strength of classifier-free guidance, for all pictures or one each. 1 has no effect.
+        **options: the rest of `denoise`'s, but for `measure_entropy`.
     """
-    return denoise(
-        unet,
-        latents,
-        context,
-        schedule=schedule,
-        steps=steps,
-        rule=rule,
-        unconditional=unconditional,
-        guidance=guidance,
-    )[0]
+    return denoise(unet, latents, context, schedule=schedule, steps=steps, rule=rule, **options)[0]
 
 
 def denoise(
@@ -62,31 +53,42 @@ def denoise(
     latents: Latents,
     context: Context,
     *,
-    schedule: NoiseSchedule,
+    schedule: Sampler,
     steps: int,
     rule: Scaling | ScaleRule | str | Mapping[str, object] = ScaleRule.ENTROPY,
     unconditional: Context | None = None,
-    guidance: float | Float[Array, ""] | Float[Array, "batch"] = 1.0,
+    guidance: Strength = 1.0,
+    guidance_rescale: float = 0.0,
+    first: int = 0,
+    step_noise: Float[Array, "calls batch height width channels"] | None = None,
     measure_entropy: bool = False,
 ) -> tuple[Latents, Measured]:
     """`sample`, and with `measure_entropy` the mean entropy and logit gap of each self-attention layer.
 
-    With guidance they are those of the caption's half of the batch.
+    Args, beside those of `sample`:
+        unconditional: text states to guide away from; None draws without guidance, at half the cost.
+        guidance: strength of classifier-free guidance, for all pictures or one each. 1 has no effect.
+        guidance_rescale: how far the guided output is brought back to the deviation of the caption's own, 0 to 1:
+            Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", Section 3.4. Static.
+        first: the call to begin with, for image to image; static.
+        step_noise: unit noise for each call of a stochastic sampler; without it no noise is added.
+        measure_entropy: static. With guidance the measures are those of the caption's half of the batch.
     """
     scaling = Scaling.of(rule)
     scaling.check_levels(unet.config.levels)
     dtype, count = unet.conv_in.kernel.get_value().dtype, latents.shape[0]
     text = context if unconditional is None else jnp.concatenate([unconditional, context])
     strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))[:, None, None, None]
+    table = schedule.table(steps, first)
 
-    def step(latents: Latents, row: tuple) -> tuple[Latents, Measured]:
-        timestep, alpha, next_alpha = row
+    def call(carry: tuple[Latents, Memory], row: tuple) -> tuple[tuple[Latents, Memory], Measured]:
+        (latents, memory), (timestep, scale, columns, noise) = carry, row
         measured = Measured({}, {})
 
         def record(layer: str, entropy: Float[Array, "both heads"], gap: Float[Array, "both heads"]) -> None:
             measured.entropy[layer], measured.logit_gap[layer] = entropy[-count:], gap[-count:]
 
-        inputs = latents.astype(dtype)
+        inputs = (latents * scale).astype(dtype)
         if unconditional is not None:
             inputs = jnp.concatenate([inputs, inputs])
         timesteps = jnp.broadcast_to(timestep.astype(dtype), inputs.shape[:1])
@@ -94,7 +96,33 @@ def denoise(
         if unconditional is not None:
             away, towards = jnp.split(output, 2)
             output = away + strength * (towards - away)
-        return ddim_step(latents, output, alpha, next_alpha, schedule), measured
+            if guidance_rescale:
+                output = _rescaled(output, towards, guidance_rescale)
+        return schedule.step(latents, output, columns, memory, noise), measured
 
-    table = tuple(jnp.asarray(column, latents.dtype) for column in schedule.ddim(steps))
-    return jax.lax.scan(step, latents, table)
+    rows = jax.tree.map(
+        lambda column: jnp.asarray(column, latents.dtype), (table.timesteps, table.input_scale, table.columns)
+    )
+    if not first:
+        latents = latents * np.asarray(table.start, latents.dtype)
+    carry = latents, schedule.memory(latents)
+    (final, _), measured = jax.lax.scan(call, carry, (*rows, step_noise))
+    return final, measured
+
+
+def call_noise(
+    seeds: UInt32[Array, "batch"], calls: int, shape: tuple[int, int, int]
+) -> Float[Array, "calls batch height width channels"]:
+    """Unit noise for each call, each picture's from its own seed alone, apart from the noise that it starts from."""
+
+    def of_picture(seed: UInt32[Array, ""]) -> Float[Array, "calls height width channels"]:
+        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), 1), (calls, *shape), jnp.float32)
+
+    return jax.vmap(of_picture, out_axes=1)(seeds)
+
+
+def _rescaled(guided: Latents, towards: Latents, share: float) -> Latents:
+    axes = tuple(range(1, guided.ndim))
+    # The deviation as PyTorch takes it: of a sample.
+    ratio = jnp.std(towards, axes, keepdims=True, ddof=1) / jnp.std(guided, axes, keepdims=True, ddof=1)
+    return (share * ratio + 1.0 - share) * guided

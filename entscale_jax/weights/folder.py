@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ..buckets import Bucket, token_counts
 from ..errors import UserError
 from ..models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
-from ..sampling import NoiseSchedule
+from ..sampling import Sampler, choose_sampler
 from ..scales import Scaling
 
 BUILT_IN, BUILT_IN_GUIDANCE = "scenes", 2.0
@@ -42,7 +42,10 @@ class ModelInfo:
     unet: UNet2DConditionConfig
     vae: AutoencoderKLConfig
     text: CLIPTextConfig
-    schedule: NoiseSchedule
+    schedule: Sampler
+    """Where a draw names no other."""
+    scheduler: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """scheduler_config.json."""
 
     @property
     def guidance(self) -> float:
@@ -74,6 +77,10 @@ class ModelInfo:
     def train_tokens(self) -> tuple[int, ...]:
         """T of each level, finest first."""
         return self.unet.train_tokens
+
+    def sampler(self, choice: str | Mapping[str, Any] | None = None) -> Sampler:
+        """The model's sampler, or the one that `choose_sampler` takes from its noise schedule."""
+        return self.schedule if choice is None else choose_sampler(self.scheduler, choice)
 
     def bucket(self, height: int, width: int) -> Bucket:
         """The bucket that a size is drawn in. Raises UserError where it is too small for the model."""
@@ -114,12 +121,18 @@ class ModelInfo:
         return digest.hexdigest()
 
 
-def describe(model: str | Path, *, train_size: tuple[int, int] | None = None) -> ModelInfo:
+def describe(
+    model: str | Path,
+    *,
+    train_size: tuple[int, int] | None = None,
+    sampler: str | Mapping[str, Any] | None = None,
+) -> ModelInfo:
     """What the configs of `model` say.
 
     Args:
         model: a diffusers folder, a hub id such as `org/name`, or `scenes`, the built-in model.
         train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
+        sampler: instead of the folder's own, as `choose_sampler` takes it.
 
     Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
     """
@@ -134,7 +147,8 @@ def describe(model: str | Path, *, train_size: tuple[int, int] | None = None) ->
         UNet2DConditionConfig.from_json(raw["unet"]),
         AutoencoderKLConfig.from_json(raw["vae"]),
         CLIPTextConfig.from_json(raw["text_encoder"]),
-        NoiseSchedule.from_json(raw["scheduler"]),
+        choose_sampler(raw["scheduler"], sampler),
+        raw["scheduler"],
     )
     if train_size is not None:
         grid = Bucket.covering(*train_size, info.latent_factor).latent(info.latent_factor)

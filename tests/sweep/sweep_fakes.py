@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from entscale_jax.sampling import NoiseSchedule
+from entscale_jax.sampling import read_sampler
 from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.sweep.drawer import Drawer, Load
 from entscale_jax.sweep.executor import Compile, Event, Failed, Failure, Finished, Lost
@@ -43,7 +43,7 @@ class FakeInfo(ModelInfo):
             block_out_channels=(8,) * stages,
         )
         text = replace(recipe.text, vocab_size=100)
-        schedule = NoiseSchedule.from_json(recipe.scheduler)
+        schedule = read_sampler(recipe.scheduler)
         super().__init__(name, Path("nowhere"), unet, autoencoder, text, schedule)
         object.__setattr__(self, "weights", weights)
 

@@ -1,0 +1,226 @@
+"""Every sampler against the diffusers class it is named after: timesteps, inputs, every step, with its index."""
+
+import itertools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+
+from entscale_jax.sampling import SAMPLERS, choose_sampler
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+PEERS = {
+    "ddim": DDIMScheduler,
+    "pndm": PNDMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+}
+STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "skip_prk_steps": True}
+STEPS = (1, 2, 5, 20, 50)
+STEP_BOUND = 1e-5
+"""Largest error of a step in float32, relative to the largest value."""
+
+
+def grid(**options):
+    return [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+SPACED = {"timestep_spacing": ["leading", "linspace", "trailing"], "steps_offset": [0, 1]}
+PREDICTED = {"prediction_type": ["epsilon", "v_prediction"]}
+CASES = [
+    *(
+        ("ddim", options)
+        for options in grid(clip_sample=[False, True], set_alpha_to_one=[False, True], **SPACED, **PREDICTED)
+    ),
+    *(("ddim", options) for options in grid(eta=[0.5, 1.0], clip_sample=[False], **PREDICTED)),
+    ("ddim", {"prediction_type": "sample", "clip_sample": False}),
+    *(("pndm", options) for options in grid(set_alpha_to_one=[False, True], **SPACED, **PREDICTED)),
+    *(("euler_ancestral", options) for options in grid(**SPACED, **PREDICTED)),
+    *(
+        ("euler", options)
+        for options in grid(
+            use_karras_sigmas=[False, True], final_sigmas_type=["zero", "sigma_min"], **SPACED, **PREDICTED
+        )
+    ),
+    ("euler", {"prediction_type": "sample"}),
+    *(
+        ("dpmsolver++", options)
+        for options in grid(
+            use_karras_sigmas=[False, True],
+            final_sigmas_type=["zero", "sigma_min"],
+            lower_order_final=[False, True],
+            **SPACED,
+        )
+    ),
+    *(
+        ("dpmsolver++", options)
+        for options in grid(
+            solver_order=[1, 2, 3],
+            solver_type=["midpoint", "heun"],
+            final_sigmas_type=["zero", "sigma_min"],
+            **PREDICTED,
+        )
+    ),
+    ("dpmsolver++", {"euler_at_final": True, "final_sigmas_type": "sigma_min"}),
+    ("dpmsolver++", {"prediction_type": "sample"}),
+    *(
+        (name, {"beta_schedule": schedule, **extra})
+        for name in PEERS
+        for schedule in ("linear", "scaled_linear", "squaredcos_cap_v2")
+        for extra in ({}, {"trained_betas": np.linspace(0.001, 0.02, 1000).tolist()})
+    ),
+    *(
+        (name, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"})
+        for name in ("ddim", "euler", "euler_ancestral", "dpmsolver++")
+    ),
+]
+
+
+def names(case):
+    name, options = case
+    said = (f"{key}={value}" for key, value in options.items() if key != "trained_betas")
+    return "-".join((name, *said, *(["trained_betas"] if "trained_betas" in options else [])))
+
+
+def both(name, options):
+    """Our sampler and diffusers', from one config."""
+    raw = {**STABLE_DIFFUSION, "clip_sample": False, **options}
+    eta = raw.pop("eta", 0.0)
+    ours = choose_sampler(raw, {"name": name, **({"eta": eta} if eta else {})})
+    return ours, PEERS[name].from_config(raw), {"eta": eta} if name == "ddim" else {}
+
+
+def model(latents, call):
+    """Stands in for a UNet: any function of its input will do, as both samplers get the same one."""
+    return np.tanh(latents * (1 + 0.1 * call)) + 0.3 * np.cos(3 * latents)
+
+
+def worst(name, options, steps, peer_options=None, first=0):
+    """(error, what, call): the largest relative error of an input or a step, both going from the same latents."""
+    ours, _, _ = both(name, options)
+    _, theirs, extra = both(name, options if peer_options is None else peer_options)
+    theirs.set_timesteps(steps)
+    table = ours.table(steps, first)
+    timesteps = theirs.timesteps[first:]
+    if first:
+        theirs.set_begin_index(first) if hasattr(theirs, "set_begin_index") else None
+    rng = np.random.default_rng(3)
+    latents = rng.standard_normal((2, 3, 5, 4)).astype(np.float32) * float(theirs.init_noise_sigma)
+    errors = [(abs(table.start - float(theirs.init_noise_sigma)) / table.start, "start", 0)]
+    memory = ours.memory(jnp.asarray(latents))
+    for call, timestep in enumerate(timesteps):
+        peer_input = theirs.scale_model_input(torch.from_numpy(latents), timestep).numpy()
+        errors.append((relative(latents * np.float32(table.input_scale[call]), peer_input), "input", call))
+        output = model(peer_input, call).astype(np.float32)
+        noise = rng.standard_normal(latents.shape).astype(np.float32)
+        row = type(table.columns)(*(jnp.asarray(column[call], jnp.float32) for column in table.columns))
+        given = jnp.asarray(noise) if ours.stochastic else None
+        got, memory = ours.step(jnp.asarray(latents), jnp.asarray(output), row, memory, given)
+        expected = peer_step(theirs, output, timestep, latents, noise, extra)
+        # From a sigma of 4096 a step falls to a few: float32 keeps the digits of what it started from.
+        largest = np.abs(latents).max() if "rescale_betas_zero_snr" in options else 0.0
+        errors.append((relative(np.asarray(got), expected, largest), "step", call))
+        latents = expected
+    assert call + 1 == len(table.timesteps)
+    return max(errors, key=lambda error: math.inf if math.isnan(error[0]) else error[0])
+
+
+def peer_step(theirs, output, timestep, latents, noise, extra):
+    if extra.get("eta"):
+        extra = {**extra, "variance_noise": torch.from_numpy(noise)}
+    with pytest.MonkeyPatch.context() as patch:
+        module = __import__(type(theirs).__module__, fromlist=["randn_tensor"])
+        if hasattr(module, "randn_tensor"):
+            patch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(noise))
+        given = torch.from_numpy(output), timestep, torch.from_numpy(latents)
+        return theirs.step(*given, return_dict=False, **extra)[0].numpy()
+
+
+def relative(got, expected, largest=0.0):
+    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), largest))
+
+
+@pytest.mark.parametrize("case", CASES, ids=names)
+def test_timesteps_are_equal(case):
+    ours, theirs, _ = both(*case)
+    for steps in STEPS:
+        theirs.set_timesteps(steps)
+        found, wanted = ours.table(steps).timesteps, theirs.timesteps.numpy()
+        if case[0].startswith("euler") and case[1].get("use_karras_sigmas"):
+            # Fractions, by logarithms of float32 square roots: those of PyTorch differ from numpy's in the last bit.
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-3, err_msg=f"{steps} steps")
+        else:
+            assert found.tolist() == wanted.tolist(), f"{steps} steps"
+
+
+@pytest.mark.parametrize("case", CASES, ids=names)
+def test_every_step_is_equal(case):
+    for steps in STEPS:
+        error, what, call = worst(*case, steps)
+        assert error < STEP_BOUND, f"{what} {call} of {steps} is off by {error}"
+
+
+def test_every_sampler_has_a_peer():
+    assert PEERS.keys() == SAMPLERS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("ddim", {"prediction_type": "v_prediction"}),
+        ("ddim", {"set_alpha_to_one": False}),
+        ("pndm", {"set_alpha_to_one": True}),
+        ("pndm", {"beta_end": 0.0121}),
+        ("euler", {"use_karras_sigmas": True}),
+        ("euler", {"final_sigmas_type": "sigma_min"}),
+        ("euler", {"timestep_spacing": "trailing"}),
+        ("euler_ancestral", {"prediction_type": "v_prediction"}),
+        ("dpmsolver++", {"use_karras_sigmas": True}),
+        ("dpmsolver++", {"solver_order": 3}),
+        ("dpmsolver++", {"solver_type": "heun"}),
+        ("dpmsolver++", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
+    ],
+)
+def test_a_changed_field_is_seen(name, changed):
+    plain = {"final_sigmas_type": "sigma_min"} if "lower_order_final" in changed else {}
+    error, _, _ = worst(name, plain, 10, peer_options={**plain, **changed})
+    assert error > 10 * STEP_BOUND
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_another_samplers_step_is_seen(name):
+    other = {"ddim": "euler", "pndm": "ddim", "euler": "euler_ancestral", "euler_ancestral": "euler"}.get(name, "ddim")
+    ours, theirs = both(name, {})[0], both(other, {})[1]
+    theirs.set_timesteps(10)
+    table = ours.table(10)
+    assert table.timesteps.tolist() != theirs.timesteps.tolist() or other in ("euler", "euler_ancestral")
+
+
+@pytest.mark.parametrize(("name", "first"), [*itertools.product(("ddim", "euler", "dpmsolver++"), (1, 4, 9))])
+def test_a_run_that_begins_later_is_equal(name, first):
+    error, what, call = worst(name, {"timestep_spacing": "leading", "steps_offset": 1}, 10, first=first)
+    assert error < STEP_BOUND, f"{what} {call} is off by {error}"
+
+
+@pytest.mark.parametrize(("name", "first"), [*itertools.product(PEERS, (0, 3, 9))])
+def test_noised_latents_are_equal(name, first):
+    ours, theirs, _ = both(name, {})
+    theirs.set_timesteps(10)
+    clean, noise = np.random.default_rng(0).standard_normal((2, 2, 3, 5, 4)).astype(np.float32)
+    if hasattr(theirs, "set_begin_index"):
+        theirs.set_begin_index(first)
+    timestep = theirs.timesteps[first : first + 1]
+    expected = theirs.add_noise(torch.from_numpy(clean), torch.from_numpy(noise), timestep.repeat(2)).numpy()
+    got = np.asarray(ours.noised(jnp.asarray(clean), jnp.asarray(noise), 10, first))
+    assert relative(got, expected) < 1e-6
+    other = np.asarray(ours.noised(jnp.asarray(clean), jnp.asarray(noise), 10, first - 1 if first else 1))
+    assert relative(other, expected) > 1e-3
