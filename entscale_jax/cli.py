@@ -79,6 +79,12 @@ def generate(
     multiplier: Annotated[
         str, typer.Option(help="Of 1/sqrt(d), for rule fixed: a number, or one a level as 0.9,0.9,0.8,0.8.")
     ] = "1",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, pndm, euler, euler_ancestral or dpmsolver++; the model's if not given.", show_default=False
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
     guidance: Annotated[
         float | None,
@@ -103,6 +109,7 @@ def generate(
             train_size=_size(train_size),
             rule=rule,
             multiplier=_multiplier(multiplier),
+            sampler=sampler,
             steps=steps,
             guidance=guidance,
             seed=seed,

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +26,8 @@ class Job:
     train_size: tuple[int, int] | None
     rule: str
     multiplier: float | tuple[float, ...]
+    sampler: str | None
+    """The model's if None."""
     steps: int
     guidance: float | None
     """The model's default if None."""
@@ -41,7 +44,8 @@ def run(job: Job, console: Console) -> list[Path]:
         height, width = job.size or pipe.info.train_size
         scaling = Scaling.of(job.rule, job.multiplier)
         job = replace(job, guidance=pipe.info.guidance if job.guidance is None else job.guidance)
-        static = {"height": height, "width": width, "rule": scaling, "steps": job.steps, "guidance": job.guidance}
+        static: dict[str, Any] = {"height": height, "width": width, "rule": scaling}
+        static |= {"sampler": job.sampler, "steps": job.steps, "guidance": job.guidance}
         status.update(f"compiling for {width}x{height}")
         pipe.compile(batch=len(job.prompts), **static)
         status.update(f"drawing {len(job.prompts)} of {width}x{height}")
@@ -73,7 +77,9 @@ def _record(job: Job, pipe: TextToImage, scaling: Scaling, index: int, size: str
         "seed": str(job.seed + index),
         "rule": scaling.label,
         "size": size,
-        "sampler": json.dumps({"name": "ddim", "steps": job.steps, "guidance": job.guidance}),
+        "sampler": json.dumps(
+            {"name": pipe.info.sampler(job.sampler).name, "steps": job.steps, "guidance": job.guidance}
+        ),
         "versions": json.dumps({name: _version(name) for name in ("entscale-jax", "jax", "flax")}),
     }
 

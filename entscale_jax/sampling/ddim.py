@@ -28,6 +28,7 @@ class DDIM(Sampler):
     eta: float = 0.0
     """0 is deterministic, 1 adds as much noise as DDPM."""
 
+    name: ClassVar = "ddim"
     only: ClassVar = {"thresholding": (False,)}
 
     @property

@@ -41,6 +41,7 @@ class DPMSolver(Sampler):
     final_sigmas_type: str = "zero"
     rescale_betas_zero_snr: bool = False
 
+    name: ClassVar = "dpmsolver++"
     only: ClassVar = {
         "algorithm_type": ("dpmsolver++",),
         "thresholding": (False,),

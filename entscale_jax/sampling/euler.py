@@ -30,6 +30,7 @@ class EulerAncestral(Sampler):
     timestep_spacing: str = "linspace"
     rescale_betas_zero_snr: bool = False
 
+    name: ClassVar = "euler_ancestral"
     only: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}
 
     @property
@@ -97,6 +98,7 @@ class Euler(EulerAncestral):
     sigma_min: float | None = None
     sigma_max: float | None = None
 
+    name: ClassVar = "euler"
     only: ClassVar = {
         "interpolation_type": ("linear",),
         "use_exponential_sigmas": (False, None),

@@ -33,6 +33,7 @@ class PNDM(Sampler):
     set_alpha_to_one: bool = False
     skip_prk_steps: bool = False
 
+    name: ClassVar = "pndm"
     only: ClassVar = {"prediction_type": ("epsilon", "v_prediction")}
 
     def __post_init__(self):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,9 @@ class Table(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Sampler(NoiseSchedule, ABC):
     """A noise schedule with a step rule. Static in a program."""
+
+    name: ClassVar[str]
+    """As users write it."""
 
     @property
     def stochastic(self) -> bool:

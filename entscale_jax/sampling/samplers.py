@@ -11,13 +11,7 @@ from .euler import Euler, EulerAncestral
 from .pndm import PNDM
 from .sampler import Sampler
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    "ddim": DDIM,
-    "pndm": PNDM,
-    "euler": Euler,
-    "euler_ancestral": EulerAncestral,
-    "dpmsolver++": DPMSolver,
-}
+SAMPLERS: dict[str, type[Sampler]] = {kind.name: kind for kind in (DDIM, PNDM, Euler, EulerAncestral, DPMSolver)}
 DIFFUSERS_NAMES = {
     "DDIMScheduler": "ddim",
     "PNDMScheduler": "pndm",

@@ -75,6 +75,7 @@ def _draw(pipe: TextToImage, drawing: Drawing, first: int) -> Images:
         height=height,
         width=width,
         rule=drawing.scaling,
+        sampler="ddim",
         steps=STEPS,
         guidance=GUIDANCE,
         seed=drawing.seed + first,

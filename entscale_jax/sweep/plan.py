@@ -64,6 +64,7 @@ class Program:
     key: BucketKey
     method: Scaling
     batch: int
+    sampler: str
     steps: int
     guided: bool
 
@@ -197,7 +198,8 @@ def _program(
     except UserError as error:
         raise UserError(f"size {size[0]}x{size[1]} with model {name}: {error}") from error
     batch = auto_batch(bucket, info.train_size, images) if spec.batch == "auto" else min(spec.batch, images)
-    return Program(BucketKey(name, bucket), method, batch, spec.sampler.steps, spec.sampler.guidance != 1.0)
+    sampler = spec.sampler
+    return Program(BucketKey(name, bucket), method, batch, sampler.name, sampler.steps, sampler.guidance != 1.0)
 
 
 def _chunks(program: Program, cells: Sequence[Cell], first: int) -> list[Chunk]:

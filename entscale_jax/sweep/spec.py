@@ -50,7 +50,7 @@ class _Strict(BaseModel):
 class Sampler(_Strict):
     """How an image is sampled. A guidance of 1 draws without the unconditional half."""
 
-    name: Literal["ddim"] = "ddim"
+    name: Literal["ddim", "pndm", "euler", "euler_ancestral", "dpmsolver++"] = "ddim"
     steps: int = Field(default=25, ge=1, le=1000)
     guidance: float = Field(default=5.0, ge=0.0, allow_inf_nan=False)
 
