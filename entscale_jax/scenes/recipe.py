@@ -104,7 +104,7 @@ class Recipe:
     binding_stage: Stage = Stage(steps=2365, batch=16, learning_rate=1e-3, decay=0.0, optimizer="muon", muon_rate=0.01)
     """Before `diffusion_stage`, with whole kernels: so the UNet learns soonest what the words mean."""
     diffusion_stage: Stage = Stage(
-        steps=20000, batch=16, learning_rate=1e-3, warmup=30, optimizer="muon", muon_rate=0.01
+        steps=12500, batch=16, learning_rate=1e-3, warmup=30, optimizer="muon", muon_rate=0.01
     )
     pointwise: tuple[str, ...] = (
         "down_blocks/0/resnets/0/conv2",
