@@ -91,7 +91,13 @@ def generate(
         typer.Option(help="Strength of guidance; 1 draws without it. [default: 7.5; 2 for scenes]", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Picture i is drawn with seed + i.")] = 0,
-    negative_prompt: Annotated[str, typer.Option(help="What guidance leads away from.")] = "",
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance leads away from.", show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Start from this picture, at its size.", show_default=False)
+    ] = None,
+    strength: Annotated[float, typer.Option(help="With --image, the share of the steps that is run.")] = 0.8,
     model: Model = "scenes",
     train_size: TrainSize = None,
     out: Annotated[
@@ -114,10 +120,27 @@ def generate(
             guidance=guidance,
             seed=seed,
             negative_prompt=negative_prompt,
+            image=image,
+            strength=strength,
             out=out,
         ),
         Console(stderr=True),
     )
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")],
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT: tokens and multipliers there, too.", show_default=False)
+    ] = None,
+    train_size: TrainSize = None,
+) -> None:
+    """Print a model's family, training size and self-attention without loading its weights."""
+    from .model_summary import print_model
+    from .weights.folder import describe
+
+    print_model(describe(model, train_size=_size(train_size)), _size(size), Console())
 
 
 @app.command()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 
 from .errors import UserError
@@ -32,7 +33,9 @@ class Job:
     guidance: float | None
     """The model's default if None."""
     seed: int
-    negative_prompt: str
+    negative_prompt: str | None
+    image: Path | None
+    strength: float
     out: Path
 
 
@@ -41,15 +44,17 @@ def run(job: Job, console: Console) -> list[Path]:
     files = _files(job.out, len(job.prompts))
     with console.status(f"opening {job.model}") as status:
         pipe = TextToImage.from_pretrained(job.model, train_size=job.train_size)
-        height, width = job.size or pipe.info.train_size
+        image = None if job.image is None else _read_image(job.image)
+        height, width = job.size or (pipe.info.train_size if image is None else image.shape[:2])
         scaling = Scaling.of(job.rule, job.multiplier)
         job = replace(job, guidance=pipe.info.guidance if job.guidance is None else job.guidance)
         static: dict[str, Any] = {"height": height, "width": width, "rule": scaling}
         static |= {"sampler": job.sampler, "steps": job.steps, "guidance": job.guidance}
         status.update(f"compiling for {width}x{height}")
-        pipe.compile(batch=len(job.prompts), **static)
+        pipe.compile(batch=len(job.prompts), strength=None if image is None else job.strength, **static)
         status.update(f"drawing {len(job.prompts)} of {width}x{height}")
-        out = pipe(job.prompts, seed=job.seed, negative_prompt=job.negative_prompt, **static)
+        away = {"negative_prompt": job.negative_prompt}
+        out = pipe(job.prompts, seed=job.seed, image=image, strength=job.strength, **away, **static)
     bucket = pipe.info.bucket(height, width)
     multipliers = ", ".join(f"{value:.3f}" for value in pipe.info.multipliers(bucket, scaling))
     for index, (file, image) in enumerate(zip(files, np.asarray(out.images), strict=True)):
@@ -68,12 +73,22 @@ def _files(out: Path, count: int) -> list[Path]:
     return [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(count)]
 
 
+def _read_image(file: Path) -> np.ndarray:
+    """RGB bytes [height width 3], whatever the file's mode."""
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--image {file} can't be read as a picture: {error}") from None
+
+
 def _record(job: Job, pipe: TextToImage, scaling: Scaling, index: int, size: str) -> dict[str, str]:
     return {
         "model": job.model,
         "weights": pipe.info.weights_hash,
         "caption": job.prompts[index],
-        "negative_prompt": job.negative_prompt,
+        "negative_prompt": job.negative_prompt or "",
+        **({} if job.image is None else {"image": str(job.image), "strength": str(job.strength)}),
         "seed": str(job.seed + index),
         "rule": scaling.label,
         "size": size,

@@ -5,19 +5,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from .attention import accumulator
+from .buckets import Bucket
 from .compilation import enable_cache
 from .errors import UserError
-from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from .programs import Programs, Request
+from .inputs import (
+    Size,
+    crop,
+    first_call,
+    pad_to,
+    per_picture,
+    read_captions,
+    read_images,
+    read_negatives,
+    read_seeds,
+    time_ids,
+)
+from .models import AutoencoderKL, TextEncoders, TextStates, UNet2DConditionModel
+from .programs import Programs, Request, conditioning
 from .scales import ScaleRule, Scaling
 from .weights.folder import ModelInfo, describe
 from .weights.tokenizer import Tokenizer
-from .weights.torch_format import AbstractRngs, load_parameters
 
 Rule = Scaling | ScaleRule | str | Mapping[str, object]
 SamplerChoice = str | Mapping[str, Any]
@@ -38,19 +51,18 @@ class Output:
 
 
 class TextToImage:
-    """A Stable Diffusion model with its tokenizer. Make it with `from_pretrained`."""
+    """A text-to-image model with its tokenizers. Make it with `from_pretrained`."""
 
     def __init__(
         self,
         info: ModelInfo,
-        tokenizer: Tokenizer,
-        text: CLIPTextModel,
+        tokenizers: Sequence[Tokenizer],
+        text: TextEncoders,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         dtype: jnp.dtype | type = jnp.float32,
     ):
-        self.info, self.unet, self.vae, self.text = info, unet, vae, text
-        self._tokenizer = tokenizer
+        self.info, self.tokenizers, self.text, self.unet, self.vae = info, tuple(tokenizers), text, unet, vae
         # Latents are carried from step to step in float32 at least, whatever the models compute in.
         self._latent_dtype = accumulator(dtype)
         self.programs = Programs(text, unet, vae, self._latent_dtype)
@@ -68,28 +80,28 @@ class TextToImage:
 
         Args:
             model: a diffusers folder, a hub id, or `scenes`, the built-in model.
-            dtype: of weights and computation.
+            dtype: of weights and computation; SDXL's autoencoder, which overflows in half precision, stays in float32.
             train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
             sampler: instead of the one that the folder names, as in a call.
 
         Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
         """
         enable_cache()
-        info, rngs = describe(model, train_size=train_size, sampler=sampler), AbstractRngs()
-        return cls(
-            info,
-            Tokenizer(info.folder / "tokenizer", info.text.max_position_embeddings),
-            load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: CLIPTextModel(info.text, rngs=rngs, dtype=dtype), info.weights_file("text_encoder"), dtype
-            ),
-            load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: UNet2DConditionModel(info.unet, rngs=rngs, dtype=dtype), info.weights_file("unet"), dtype
-            ),
-            load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: AutoencoderKL(info.vae, rngs=rngs, dtype=dtype), info.weights_file("vae"), dtype
-            ),
-            dtype,
-        )
+        info = describe(model, train_size=train_size, sampler=sampler)
+        tokenizers = [info.tokenizer(index) for index in range(len(info.text_encoders))]
+        unet, vae, *text = (info.load(part, info.dtype(part, dtype)) for part in info.family.parts)
+        return cls(info, tokenizers, info.family.text(*text), unet, vae, dtype)
+
+    def with_modules(
+        self,
+        *,
+        text: TextEncoders | None = None,
+        unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
+    ) -> "TextToImage":
+        """The same model with other modules in place of its own."""
+        dtype = self.unet.conv_in.kernel.get_value().dtype
+        return TextToImage(self.info, self.tokenizers, text or self.text, unet or self.unet, vae or self.vae, dtype)
 
     @property
     def layers(self) -> dict[str, tuple[int, int, int]]:
@@ -111,8 +123,13 @@ class TextToImage:
         guidance: float | Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
         seed: int | Sequence[int] = 0,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] | None = None,
         latents: Float[np.ndarray, "batch h w c"] | Float[Array, "batch h w c"] | None = None,
+        image: Any = None,
+        strength: float = 0.8,
+        original_size: Size | None = None,
+        crops_coords_top_left: Size | None = None,
+        target_size: Size | None = None,
         decode: bool = True,
         measure_entropy: bool = False,
     ) -> Output:
@@ -120,8 +137,8 @@ class TextToImage:
 
         Args:
             prompts: captions.
-            height: pixels; the training size if not given. A size that the latent grid does not divide is drawn at the
-                next bucket up and cropped at its centre.
+            height: pixels; the training size if not given, and with `image` its size. A size that the latent grid does
+                not divide is drawn at the next bucket up and cropped at its centre.
             width: pixels, likewise.
             rule: scale of self-attention: a rule's name, or what `Scaling.of` takes.
             multiplier: of `1 / sqrt(d)`, for rule `fixed`: one number or one a level, finest first.
@@ -133,39 +150,53 @@ class TextToImage:
                 7.5, and 2 for the built-in model.
             guidance_rescale: 0 to 1, against the overexposure that strong guidance brings; see `sampling.denoise`.
             seed: s gives picture i the seed s + i; a list gives one each.
-            negative_prompt: what guidance leads away from.
+            negative_prompt: what guidance leads away from, one or one a caption; None is the empty text, and for SDXL
+                what its folder asks for: zeros in place of text states.
             latents: the noise to start from, unit variance, channels last, instead of `seed`'s.
+            image: the picture to start from, RGB bytes [height width 3], or one a caption [batch height width 3].
+            strength: with `image`, the share of the steps that is run, above 0, up to 1: how much may change.
+            original_size: SDXL: (height, width) of the training picture to pretend; the drawn size if None.
+            crops_coords_top_left: SDXL: (top, left) of its crop to pretend; (0, 0) if None.
+            target_size: SDXL: (height, width) to aim at; the drawn size if None.
             decode: False leaves out the pictures.
             measure_entropy: fills `entropy` and `logit_gap`; the picture stays the same.
 
         Raises UserError for an input that can't be drawn.
         """
-        captions = _captions(prompts)
-        strength = self._strength(guidance, len(captions)).astype(self._latent_dtype)
-        height, width = _size(self.info, height, width)
+        captions = read_captions(prompts)
+        images = None if image is None else read_images(image, len(captions))
+        height, width = self._size(height, width, images)
+        strengths = self._strength(guidance, len(captions)).astype(self._latent_dtype)
         request = self._request(
             len(captions),
-            height,
-            width,
-            rule,
-            multiplier,
+            (height, width),
+            bool(np.any(strengths != 1)),
+            rule=rule,
+            multiplier=multiplier,
             sampler=sampler,
             steps=steps,
-            guided=bool(np.any(strength != 1)),
             guidance_rescale=guidance_rescale,
             measure_entropy=measure_entropy,
+            first=0 if image is None else first_call(steps, strength),
         )
-        seeds = _seeds(seed, len(captions))
-        noise = self.programs.noise(request, seeds) if latents is None else self._given(request, latents)
-        context, unconditional = self._encode(captions), self._encode([negative_prompt] * len(captions))
+        seeds, bucket = read_seeds(seed, len(captions)), self.info.bucket(height, width)
+        start = self.programs.noise(request, seeds) if latents is None else self._given(request, latents)
+        if images is not None:
+            start = self.programs.start_from(request, pad_to(images, bucket), start, seeds)
+        sizes = self._time_ids(bucket, original_size, crops_coords_top_left, target_size)
         final, measured = self.programs.denoise(
-            request, noise, context, unconditional, strength, self.programs.step_noise(request, seeds)
+            request,
+            start,
+            conditioning(self._encode(captions), sizes),
+            conditioning(self._away_from(read_negatives(negative_prompt, len(captions)), len(captions)), sizes),
+            strengths,
+            self.programs.step_noise(request, seeds),
         )
-        images = _crop(np.asarray(self.programs.decode(final)), height, width) if decode else None
+        drawn = crop(np.asarray(self.programs.decode(final)), height, width) if decode else None
         if not measure_entropy:
-            return Output(images, np.asarray(final), None, None)
+            return Output(drawn, np.asarray(final), None, None)
         entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
-        return Output(images, np.asarray(final), entropy, gap)
+        return Output(drawn, np.asarray(final), entropy, gap)
 
     def compile(
         self,
@@ -179,31 +210,46 @@ class TextToImage:
         steps: int = 50,
         guidance: float | Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
+        strength: float | None = None,
         decode: bool = True,
         measure_entropy: bool = False,
     ) -> None:
-        """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs."""
-        height, width = _size(self.info, height, width)
-        guided = bool(np.any(self._strength(guidance, batch) != 1))
+        """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs.
+
+        `strength` only for image to image.
+        """
+        size = self._size(height, width, None)
         request = self._request(
             batch,
-            height,
-            width,
-            rule,
-            multiplier,
+            size,
+            bool(np.any(self._strength(guidance, batch) != 1)),
+            rule=rule,
+            multiplier=multiplier,
             sampler=sampler,
             steps=steps,
-            guided=guided,
             guidance_rescale=guidance_rescale,
             measure_entropy=measure_entropy,
+            first=0 if strength is None else first_call(steps, strength),
         )
-        self.programs.compile(request, decode=decode)
+        bucket = None if strength is None else self.info.bucket(*size)
+        self.programs.compile(request, decode=decode, image=bucket)
 
     def _strength(self, guidance: float | Sequence[float] | None, count: int) -> Float[np.ndarray, "batch"]:
-        return _per_picture(self.info.guidance if guidance is None else guidance, count, "guidance")
+        return per_picture(self.info.guidance if guidance is None else guidance, count, "guidance")
 
     def _request(
-        self, batch, height, width, rule, multiplier, *, sampler, steps, guided, guidance_rescale, measure_entropy
+        self,
+        batch: int,
+        size: tuple[int, int],
+        guided: bool,
+        *,
+        rule: Rule,
+        multiplier: float | Sequence[float],
+        sampler: SamplerChoice | None,
+        steps: int,
+        guidance_rescale: float,
+        measure_entropy: bool,
+        first: int = 0,
     ) -> Request:
         multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier
         scaling = Scaling.of(rule, multiplier)
@@ -213,22 +259,49 @@ class TextToImage:
         chosen = self.info.sampler(sampler)
         chosen.table(steps)  # raises for a step count that can't be
         return Request(
-            grid=self.info.bucket(height, width).latent(self.info.latent_factor),
+            grid=self.info.bucket(*size).latent(self.info.latent_factor),
             batch=batch,
             scaling=scaling,
             sampler=chosen,
             steps=steps,
             guided=guided,
             guidance_rescale=float(guidance_rescale) if guided else 0.0,
-            first=0,
+            first=first,
             measure_entropy=measure_entropy,
         )
 
-    def _encode(self, texts: list[str]) -> Float[np.ndarray, "batch text width"]:
+    def _encode(self, texts: list[str]) -> list[TextStates]:
         """Text states, each text's computed once a call."""
-        ids = {text: self._tokenizer([text]) for text in dict.fromkeys(texts)}
-        states = {text: np.asarray(self.programs.encode(row))[0] for text, row in ids.items()}
-        return np.stack([states[text] for text in texts])
+        ids = {text: tuple(tokenizer([text]) for tokenizer in self.tokenizers) for text in dict.fromkeys(texts)}
+        states = {text: jax.tree.map(np.asarray, self.programs.encode(row)) for text, row in ids.items()}
+        return [states[text] for text in texts]
+
+    def _away_from(self, negatives: list[str] | None, count: int) -> list[TextStates]:
+        empty = self._encode([""] * count if negatives is None else negatives)
+        if negatives is None and self.info.zeros_for_empty_prompt:
+            return [jax.tree.map(np.zeros_like, states) for states in empty]
+        return empty
+
+    def _size(
+        self, height: int | None, width: int | None, images: UInt8[np.ndarray, "batch H W 3"] | None
+    ) -> tuple[int, int]:
+        default = self.info.train_size if images is None else images.shape[1:3]
+        size = default[0] if height is None else height, default[1] if width is None else width
+        if images is not None and size != default:
+            raise UserError(
+                f"image is {default[1]}x{default[0]} and the size asked for {size[1]}x{size[0]}: resize the image first"
+            )
+        return size
+
+    def _time_ids(
+        self, bucket: Bucket, original: Size | None, crops: Size | None, target: Size | None
+    ) -> tuple[float, ...]:
+        if not self.info.takes_sizes and (original or crops or target):
+            raise UserError(
+                "original_size, crops_coords_top_left and target_size are SDXL's: "
+                f"{self.info.name!r} is of {self.info.family.name}"
+            )
+        return time_ids(bucket, original, crops, target)
 
     def _given(self, request: Request, latents: object) -> Float[Array, "batch h w c"]:
         array = jnp.asarray(latents, self._latent_dtype)
@@ -236,39 +309,3 @@ class TextToImage:
         if array.shape != wanted:
             raise UserError(f"latents have shape {array.shape}: this size and these captions ask for {wanted}")
         return array
-
-
-def _captions(prompts: str | Sequence[str]) -> list[str]:
-    captions = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not captions:
-        raise UserError("prompts is empty: give at least one caption")
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise UserError(f"prompt {caption!r} is no text: give a string")
-    return captions
-
-
-def _size(info: ModelInfo, height: int | None, width: int | None) -> tuple[int, int]:
-    return info.train_size[0] if height is None else height, info.train_size[1] if width is None else width
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
-    seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise UserError(f"seed has {len(seeds)} values for {count} captions: give one number, or one a caption")
-    for value in seeds:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
-            raise UserError(f"seed {value!r} is no whole number from 0 to 2^32 - 1")
-    return np.asarray(seeds, np.uint32)
-
-
-def _per_picture(value: float | Sequence[float], count: int, name: str) -> np.ndarray:
-    values = np.asarray(value, np.float64)
-    if values.ndim > 1 or (values.ndim == 1 and len(values) != count) or not np.all(np.isfinite(values)):
-        raise UserError(f"{name} is {value!r}: give one finite number, or one for each of {count} captions")
-    return np.broadcast_to(values, (count,))
-
-
-def _crop(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
-    return images[:, top : top + height, left : left + width]

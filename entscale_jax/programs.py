@@ -1,7 +1,7 @@
 """The compiled programs of one model: text, noise, denoising and decoding, each compiled once and kept by its shape."""
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
-from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from .sampling import Context, Latents, Measured, Sampler, call_noise, denoise
+from .buckets import Bucket
+from .models import AddedConditions, AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2DConditionModel
+from .sampling import Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
 
 
@@ -38,7 +39,7 @@ class Programs:
 
     def __init__(
         self,
-        text: CLIPTextModel,
+        text: TextEncoders,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         latent_dtype: jnp.dtype,
@@ -48,18 +49,16 @@ class Programs:
         self._vae_graph, self._vae = nnx.split(vae)
         self._factor = vae.config.scaling_factor
         self._channels = vae.config.latent_channels
-        self._states = jax.ShapeDtypeStruct(
-            (text.config.max_position_embeddings, text.config.hidden_size), text.embeddings.token_embedding.dtype
-        )
+        self._lengths = text.lengths
         self._latent_dtype = latent_dtype
         self._compiled: dict[Hashable, Callable] = {}
         self.compile_seconds = 0.0
         """Spent on tracing and compiling so far."""
 
-    def encode(self, tokens: Int32[np.ndarray, "1 text"]) -> Float[Array, "1 text width"]:
-        """Token ids of one caption to text states. One at a time, so that there is one text program for all batches."""
+    def encode(self, tokens: tuple[Int32[np.ndarray, "1 text"], ...]) -> TextStates:
+        """Token ids of one caption, by each tokenizer. One at a time, so that one text program serves all batches."""
 
-        def encode_text(weights: nnx.State, tokens: Int32[Array, "1 text"]) -> Float[Array, "1 text width"]:
+        def encode_text(weights: nnx.State, tokens: tuple[Int32[Array, "1 text"], ...]) -> TextStates:
             return nnx.merge(self._text_graph, weights)(tokens)
 
         return self._program("text", encode_text, self._text, tokens)(self._text, tokens)
@@ -88,12 +87,26 @@ class Programs:
 
         return self._program(("step noise", len(seeds), calls, shape), draw_step_noise, seeds)(seeds)
 
+    def start_from(
+        self,
+        request: Request,
+        images: Float[np.ndarray, "batch H W 3"],
+        noise: Latents,
+        seeds: UInt32[np.ndarray, "batch"],
+    ) -> Latents:
+        """What image to image starts from: latents of the pictures, in [-1, 1], with the noise of the first call.
+
+        The latents are drawn from the autoencoder's distribution, each picture's by its own seed.
+        """
+
+        return self._starting(request, images, noise, seeds)(self._vae, images, noise, seeds)
+
     def denoise(
         self,
         request: Request,
         latents: Latents,
-        context: Float[np.ndarray, "batch text width"],
-        unconditional: Float[np.ndarray, "batch text width"],
+        context: Conditioning,
+        unconditional: Conditioning,
         guidance: Float[np.ndarray, "batch"],
         step_noise: Float[Array, "calls batch height width channels"] | None = None,
     ) -> tuple[Latents, Measured]:
@@ -106,13 +119,13 @@ class Programs:
         """Latents to pixels of the whole bucket."""
         return self._decoding(latents)(self._vae, latents)
 
-    def compile(self, request: Request, *, decode: bool) -> None:
-        """Compiles what a draw of `request` runs, without running it."""
+    def compile(self, request: Request, *, decode: bool, image: Bucket | None = None) -> None:
+        """Compiles what a draw of `request` runs, without running it; with `image`, from pictures of that size."""
         grid = (request.batch, *request.grid, self._channels)
         latents = jax.ShapeDtypeStruct(grid, self._latent_dtype)
-        text = jax.ShapeDtypeStruct((request.batch, *self._states.shape), self._states.dtype)
         guidance = jax.ShapeDtypeStruct((request.batch,), self._latent_dtype)
-        self.encode(np.zeros((1, self._states.shape[0]), np.int32))
+        states = self.encode(tuple(np.zeros((1, length), np.int32) for length in self._lengths))
+        text = conditioning([states] * request.batch, (0.0,) * 6)
         self.noise(request, np.zeros(request.batch, np.uint32))
         away = (text, guidance) if request.guided else (None, None)
         noise = None
@@ -120,6 +133,9 @@ class Programs:
             self.step_noise(request, np.zeros(request.batch, np.uint32))
             noise = jax.ShapeDtypeStruct((_calls(request), *grid), self._latent_dtype)
         self._denoising(request, latents, text, *away, noise)
+        if image is not None:
+            pixels = jax.ShapeDtypeStruct((request.batch, image.height, image.width, 3), jnp.float32)
+            self._starting(request, pixels, latents, jax.ShapeDtypeStruct((request.batch,), jnp.uint32))
         if decode:
             self._decoding(latents)
 
@@ -127,8 +143,8 @@ class Programs:
         def denoise_latents(
             weights: nnx.State,
             latents: Latents,
-            context: Context,
-            unconditional: Context | None,
+            context: Conditioning,
+            unconditional: Conditioning | None,
             guidance: Float[Array, "batch"] | None,
             step_noise: Float[Array, "calls batch height width channels"] | None,
         ) -> tuple[Latents, Measured]:
@@ -149,6 +165,18 @@ class Programs:
 
         return self._program(("denoise", request), denoise_latents, self._unet, *arguments)
 
+    def _starting(self, request: Request, *arguments: Any) -> Callable:
+        def noised_latents(
+            weights: nnx.State, images: Float[Array, "batch H W 3"], noise: Latents, seeds: UInt32[Array, "batch"]
+        ) -> Latents:
+            dtype = jax.tree.leaves(weights)[0].dtype
+            drawn = call_noise(seeds, 1, noise.shape[1:], stream=2)[0].astype(dtype)
+            clean = nnx.merge(self._vae_graph, weights).sample_latents(images.astype(dtype), drawn)
+            clean = clean.astype(noise.dtype) * self._factor
+            return request.sampler.noised(clean, noise, request.steps, request.first)
+
+        return self._program(("start", request), noised_latents, self._vae, *arguments)
+
     def _decoding(self, latents: Any) -> Callable:
         def decode_latents(weights: nnx.State, latents: Latents) -> UInt8[Array, "batch height width 3"]:
             scaled = (latents / self._factor).astype(jax.tree.leaves(weights)[0].dtype)
@@ -163,6 +191,17 @@ class Programs:
             self._compiled[key] = jax.jit(function).lower(*arguments).compile()
             self.compile_seconds += time.perf_counter() - start
         return self._compiled[key]
+
+
+def conditioning(captions: Sequence[TextStates], time_ids: Sequence[float]) -> Conditioning:
+    """What the UNet is told of a batch, from each caption's text states [1 ...]; `time_ids` where these are pooled."""
+    states, pooled = zip(*captions, strict=True)
+    if pooled[0] is None:
+        return Conditioning(np.concatenate(states))
+    texts = np.concatenate(pooled)
+    return Conditioning(
+        np.concatenate(states), AddedConditions(texts, np.tile(np.asarray(time_ids, texts.dtype), (len(texts), 1)))
+    )
 
 
 def _calls(request: Request) -> int:

@@ -86,6 +86,41 @@ def test_a_size_off_the_latent_grid_is_cropped_from_the_next_bucket(tiny):
     np.testing.assert_array_equal(part.images, whole.images[:, 1:22, 1:38])
 
 
+def test_image_to_image_keeps_more_of_the_picture_with_less_strength(tiny):
+    image = np.random.default_rng(3).integers(0, 256, (24, 40, 3), np.uint8)
+    options = {"image": image, "steps": 4, "guidance": 1.0, "decode": False}
+    little, more, whole = (tiny(CAPTIONS[0], strength=strength, **options).latents for strength in (0.25, 0.75, 1.0))
+    assert little.shape == (1, 6, 10, 4)
+    assert np.abs(little - more).max() > 100 * ROUNDING
+    again = tiny(CAPTIONS[0], strength=0.25, **options).latents
+    np.testing.assert_array_equal(again, little)
+    fresh = tiny(CAPTIONS[0], height=24, width=40, steps=4, guidance=1.0, decode=False).latents
+    assert np.abs(whole - fresh).max() > 100 * ROUNDING  # at strength 1 a little of the picture is left in the noise
+
+
+def test_image_to_image_at_a_size_off_the_grid_is_padded_and_cropped(tiny):
+    image = np.random.default_rng(3).integers(0, 256, (21, 37, 3), np.uint8)
+    padded = np.pad(image, ((1, 2), (1, 2), (0, 0)), mode="edge")
+    part, whole = (tiny(CAPTIONS[0], image=each, steps=3).images for each in (image, padded))
+    assert part.shape == (1, 21, 37, 3)
+    np.testing.assert_array_equal(part, whole[:, 1:22, 1:38])
+
+
+def test_one_picture_serves_all_captions_or_each_has_its_own(tiny):
+    images = np.random.default_rng(4).integers(0, 256, (2, 24, 40, 3), np.uint8)
+    both = tiny(CAPTIONS[:2], image=images, seed=[1, 1], steps=2, decode=False).latents
+    first = tiny(CAPTIONS[:2], image=images[0], seed=[1, 1], steps=2, decode=False).latents
+    np.testing.assert_allclose(both[0], first[0], atol=ROUNDING)
+    assert np.abs(both[1] - first[1]).max() > 100 * ROUNDING
+
+
+def test_negative_prompts_are_one_a_picture(tiny):
+    two = tiny([CAPTIONS[0]] * 2, seed=[1, 1], negative_prompt=["", CAPTIONS[1]], decode=False, **QUICK).latents
+    none = tiny(CAPTIONS[0], seed=1, decode=False, **QUICK).latents
+    np.testing.assert_allclose(two[0], none[0], atol=ROUNDING)
+    assert np.abs(two[1] - none[0]).max() > 100 * ROUNDING
+
+
 def test_given_latents_replace_the_seed(tiny, drawn):
     start = np.random.default_rng(0).normal(size=(1, 6, 10, 4)).astype(np.float32)
     one, other = (tiny(CAPTIONS[0], latents=start, seed=seed, **QUICK) for seed in (1, 2))
@@ -110,6 +145,10 @@ def test_compile_ahead_leaves_nothing_to_compile(tiny):
     tiny.compile(batch=2, height=32, width=24, steps=2)
     before = tiny.programs.compile_seconds
     tiny(CAPTIONS[:2], height=32, width=24, steps=2)
+    assert tiny.programs.compile_seconds == before
+    tiny.compile(batch=2, height=32, width=24, steps=2, strength=0.5)
+    before = tiny.programs.compile_seconds
+    tiny(CAPTIONS[:2], image=np.zeros((32, 24, 3), np.uint8), strength=0.5, steps=2)
     assert tiny.programs.compile_seconds == before
 
 
@@ -139,6 +178,9 @@ def test_train_size_moves_t(tiny_folder):
         ({"seed": [1, 2]}, "seed has 2 values for 1 captions"),
         ({"guidance": [1.0, 2.0]}, "guidance is"),
         ({"guidance": float("nan")}, "guidance is nan"),
+        ({"image": np.zeros((8, 8, 3), np.uint8)}, "image is 8x8 and the size asked for 40x24"),
+        ({"image": np.zeros((24, 40, 3), np.uint8), "strength": 0}, "strength is 0"),
+        ({"target_size": (8, 8)}, "target_size are SDXL's"),
         ({"latents": np.zeros((1, 3, 3, 4), np.float32)}, r"latents have shape \(1, 3, 3, 4\)"),
     ],
 )

@@ -2,13 +2,19 @@
 
 from .autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from .clip_text import CLIPTextConfig, CLIPTextModel
+from .conditioning import AddedConditions, Conditioning, StableDiffusionText, TextEncoders, TextStates
 from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 
 __all__ = [
+    "AddedConditions",
     "AutoencoderKL",
     "AutoencoderKLConfig",
     "CLIPTextConfig",
     "CLIPTextModel",
+    "Conditioning",
+    "StableDiffusionText",
+    "TextEncoders",
+    "TextStates",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
 ]

@@ -81,6 +81,11 @@ class AutoencoderKL(nnx.Module):
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
+    def sample_latents(self, images: Images, noise: Images) -> Mapped:
+        """Latents drawn from their distribution with unit noise, not multiplied by `scaling_factor`."""
+        mean, log_variance = self.encode(images)
+        return mean + jnp.exp(0.5 * log_variance) * noise
+
     def decode(self, latents: Images) -> Mapped:
         """Pixels, meant to lie in [-1, 1], from latents that were divided by `scaling_factor`."""
         if self.config.use_post_quant_conv:

@@ -13,6 +13,7 @@ from ..attention import EntropyScaledAttention, Record
 from ..buckets import token_counts
 from ..errors import UserError
 from ..scales import Scaling
+from .conditioning import AddedConditions
 from .config import per_level, read_config
 from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
 from .transformer import Context, Transformer2DModel
@@ -158,6 +159,7 @@ class UNet2DConditionModel(nnx.Module):
         context: Context,
         rule: Scaling | None = None,
         record: Record | None = None,
+        added: AddedConditions | None = None,
     ) -> Mapped:
         """The model's prediction.
 

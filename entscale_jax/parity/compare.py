@@ -18,7 +18,6 @@ from ..models.unet_2d_condition import timestep_embedding
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from ..weights.folder import describe
-from ..weights.tokenizer import Tokenizer
 from . import reference
 from .bounds import BOUNDS, CONTROL_DDIM, CONTROL_MULTIPLIER, CONTROL_UNET, IMAGE_QUANTILE
 from .reference import Drawing, Reference
@@ -149,8 +148,8 @@ class Pair:
 
     def text(self) -> Row:
         """The text encoder, each side with its own tokenizer."""
-        tokenizer = Tokenizer(self.info.folder / "tokenizer", self.info.text.max_position_embeddings)
-        error = relative_error(call(self.pipe.text, tokenizer(CAPTIONS)), self.reference.text_states(CAPTIONS))
+        tokens = tuple(tokenizer(CAPTIONS) for tokenizer in self.pipe.tokenizers)
+        error = relative_error(call(self.pipe.text, tokens).states, self.reference.text_states(CAPTIONS))
         return self._row("text encoder", "-", "-", error)
 
     def time_embedding(self) -> Row:
@@ -246,11 +245,11 @@ def _other(scaling: Scaling) -> Scaling:
     return Scaling(ScaleRule.ENTROPY if scaling.rule is ScaleRule.ORIGINAL else ScaleRule.ORIGINAL)
 
 
-def call(module: nnx.Module, *arrays: np.ndarray, method: str = "__call__", **static: Any) -> np.ndarray:
-    """The module's method, compiled with its weights as arguments."""
+def call(module: nnx.Module, *arrays: Any, method: str = "__call__", **static: Any) -> Any:
+    """The module's method on arrays or trees of them, compiled with its weights as arguments; NumPy in and out."""
     graph, weights = nnx.split(module)
 
-    def call(weights: nnx.State, *arrays: jax.Array) -> jax.Array:
+    def call(weights: nnx.State, *arrays: Any) -> Any:
         return getattr(nnx.merge(graph, weights), method)(*arrays, **static)
 
-    return np.asarray(jax.jit(call)(weights, *map(jnp.asarray, arrays)))
+    return jax.tree.map(np.asarray, jax.jit(call)(weights, *jax.tree.map(jnp.asarray, arrays)))

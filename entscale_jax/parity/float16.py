@@ -15,7 +15,6 @@ from ..marks import table
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from ..scenes.section import write_section
-from ..weights.tokenizer import Tokenizer
 from .bounds import BOUNDS
 from .compare import CAPTIONS, TIMESTEP, call, image_error, relative_error
 
@@ -31,20 +30,18 @@ def rounded(module: Module) -> Module:
 
 def rounded_model(pipe: TextToImage) -> TextToImage:
     """A copy of the model with all weights rounded."""
-    info = pipe.info
-    tokenizer = Tokenizer(info.folder / "tokenizer", info.text.max_position_embeddings)
-    return TextToImage(info, tokenizer, rounded(pipe.text), rounded(pipe.unet), rounded(pipe.vae))
+    return pipe.with_modules(text=rounded(pipe.text), unet=rounded(pipe.unet), vae=rounded(pipe.vae))
 
 
 def differences(pipe: TextToImage, other: TextToImage, *, steps: int = 25) -> Iterator[tuple[str, float]]:
     """Each module with the error of `other` against `pipe` at the training size, as docs/parity.md defines errors."""
     info = pipe.info
-    tokens = Tokenizer(info.folder / "tokenizer", info.text.max_position_embeddings)(CAPTIONS)
+    tokens = (info.tokenizer()(CAPTIONS),)
     shape = (len(CAPTIONS), *info.train_grid, info.vae.latent_channels)
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     times = np.full(len(CAPTIONS), TIMESTEP, np.float32)
-    context, scaling = call(pipe.text, tokens), Scaling(ScaleRule.ORIGINAL)
-    yield "text encoder", relative_error(call(other.text, tokens), context)
+    context, scaling = call(pipe.text, tokens).states, Scaling(ScaleRule.ORIGINAL)
+    yield "text encoder", relative_error(call(other.text, tokens).states, context)
     one, two = (call(each.unet, noise, times, context, rule=scaling) for each in (other, pipe))
     yield "UNet", relative_error(one, two)
     latents = noise / np.float32(info.vae.scaling_factor)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from ..models import UNet2DConditionModel
+from ..models import Conditioning, UNet2DConditionModel
 from ..scales import ScaleRule, Scaling
 from .sampler import Latents, Memory, Sampler
 
-Context = Float[Array, "batch text features"]
+Context = Float[Array, "batch text features"] | Conditioning
+"""Text states, with what SDXL wants beside them."""
 Strength = float | Float[Array, ""] | Float[Array, "batch"]
 
 
@@ -39,7 +40,7 @@ def sample(
         unet: predicts noise, velocity or the clean sample.
         latents: the start, unit variance, float32 or float64; the result has their dtype. With `first`, instead, what
             `schedule.noised` made.
-        context: text states of the captions.
+        context: text states of the captions; for SDXL a `Conditioning`.
         schedule: a sampler with the model's noise schedule; static.
         steps: how many; static.
         rule: the scale rule of self-attention; static.
@@ -77,7 +78,7 @@ def denoise(
     scaling = Scaling.of(rule)
     scaling.check_levels(unet.config.levels)
     dtype, count = unet.conv_in.kernel.get_value().dtype, latents.shape[0]
-    text = context if unconditional is None else jnp.concatenate([unconditional, context])
+    text, added = _both(context, unconditional)
     strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))[:, None, None, None]
     table = schedule.table(steps, first)
 
@@ -92,7 +93,8 @@ def denoise(
         if unconditional is not None:
             inputs = jnp.concatenate([inputs, inputs])
         timesteps = jnp.broadcast_to(timestep.astype(dtype), inputs.shape[:1])
-        output = unet(inputs, timesteps, text, scaling, record if measure_entropy else None).astype(latents.dtype)
+        output = unet(inputs, timesteps, text, scaling, record if measure_entropy else None, added)
+        output = output.astype(latents.dtype)
         if unconditional is not None:
             away, towards = jnp.split(output, 2)
             output = away + strength * (towards - away)
@@ -111,14 +113,21 @@ def denoise(
 
 
 def call_noise(
-    seeds: UInt32[Array, "batch"], calls: int, shape: tuple[int, int, int]
+    seeds: UInt32[Array, "batch"], calls: int, shape: tuple[int, int, int], *, stream: int = 1
 ) -> Float[Array, "calls batch height width channels"]:
-    """Unit noise for each call, each picture's from its own seed alone, apart from the noise that it starts from."""
+    """Unit noise for each call, each picture's from its own seed alone; no stream is that of the start."""
 
     def of_picture(seed: UInt32[Array, ""]) -> Float[Array, "calls height width channels"]:
-        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), 1), (calls, *shape), jnp.float32)
+        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), stream), (calls, *shape), jnp.float32)
 
     return jax.vmap(of_picture, out_axes=1)(seeds)
+
+
+def _both(context: Context, unconditional: Context | None) -> Conditioning:
+    """The conditions of one call of the UNet: of guided pictures, what leads away first."""
+    halves = [context] if unconditional is None else [unconditional, context]
+    halves = [half if isinstance(half, Conditioning) else Conditioning(half) for half in halves]
+    return jax.tree.map(lambda *half: jnp.concatenate(half), *halves)
 
 
 def _rescaled(guided: Latents, towards: Latents, share: float) -> Latents:

@@ -12,7 +12,6 @@ from ..marks import table
 from ..pipeline import TextToImage
 from ..scales import Scaling
 from ..statistics import interval, signed
-from ..weights.tokenizer import Tokenizer
 from .evaluate import FIRST_SEED, known_captions
 from .pictures import KEPT, ORIGINAL, Drawing, Verdicts, draw, means, verdicts
 from .section import write_section
@@ -102,8 +101,7 @@ def _confined(pipe: TextToImage, case: Case, times: int, window: Grid) -> TextTo
         return pipe
     height, width = (times * cells for cells in pipe.info.train_grid)
     unet = confine(pipe.unet, case.parts, grid=(height, width), window=window)
-    tokenizer = Tokenizer(pipe.info.folder / "tokenizer", pipe.info.text.max_position_embeddings)
-    return TextToImage(pipe.info, tokenizer, pipe.text, unet, pipe.vae)
+    return pipe.with_modules(unet=unet)
 
 
 def _table(found: dict[Case, Verdicts]) -> list[str]:

@@ -8,28 +8,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from ..buckets import Bucket, token_counts
 from ..errors import UserError
-from ..models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from ..models import UNet2DConditionConfig
 from ..sampling import Sampler, choose_sampler
 from ..scales import Scaling
+from .families import KINDS, Config, Family, family_of
+from .tokenizer import Tokenizer
+from .torch_format import AbstractRngs, load_parameters
 
 BUILT_IN, BUILT_IN_GUIDANCE = "scenes", 2.0
 DEFAULT_GUIDANCE = 7.5
 """What Stable Diffusion is usually drawn with."""
 _BUILT_IN_FOLDER = Path(__file__).parents[1] / "scenes" / "model"
-_WEIGHTS = {
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "vae": "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder": "text_encoder/model.safetensors",
-}
-_CONFIGS = {
-    "unet": "unet/config.json",
-    "vae": "vae/config.json",
-    "text_encoder": "text_encoder/config.json",
-    "scheduler": "scheduler/scheduler_config.json",
-}
-_PIPELINES = ("StableDiffusionPipeline",)
+_SCHEDULER = "scheduler/scheduler_config.json"
 
 
 @dataclass(frozen=True)
@@ -39,13 +33,29 @@ class ModelInfo:
     name: str
     """As the user gave it."""
     folder: Path
+    family: Family
     unet: UNet2DConditionConfig
-    vae: AutoencoderKLConfig
-    text: CLIPTextConfig
+    vae: Config
+    """Of the first stage, an `AutoencoderKL` or what the family has in its place."""
+    text_encoders: tuple[Config, ...]
     schedule: Sampler
     """Where a draw names no other."""
+    kinds: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Part -> diffusers' or transformers' class."""
     scheduler: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """scheduler_config.json."""
+    zeros_for_empty_prompt: bool = False
+    """Whether guidance leads away from zeros where no negative prompt is given: SDXL's field of model_index.json."""
+
+    @property
+    def text(self) -> Config:
+        """Of the first text encoder."""
+        return self.text_encoders[0]
+
+    @property
+    def configs(self) -> dict[str, Config]:
+        """Part -> its config, of the parts that hold weights."""
+        return dict(zip(self.family.parts, (self.unet, self.vae, *self.text_encoders), strict=True))
 
     @property
     def guidance(self) -> float:
@@ -99,9 +109,33 @@ class ModelInfo:
         counts = enumerate(zip(self.tokens(bucket), self.train_tokens, strict=True))
         return tuple(scaling.multiplier_at(level, now, then) for level, (now, then) in counts)
 
+    @property
+    def takes_sizes(self) -> bool:
+        """Whether the UNet is told sizes in pixels, as SDXL's is."""
+        return self.family.takes_sizes
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Tokens that each text encoder reads."""
+        return tuple(config.max_position_embeddings for config in self.text_encoders)
+
+    def tokenizer(self, index: int = 0) -> Tokenizer:
+        """That of the text encoder of this number."""
+        return Tokenizer(self.folder / self.family.tokenizers[index], self.text_encoders[index].max_position_embeddings)
+
+    def dtype(self, part: str, dtype: jnp.dtype | type) -> jnp.dtype | type:
+        """What a part computes in where the model is asked for in `dtype`."""
+        half = jnp.dtype(dtype).itemsize == 2
+        return jnp.float32 if half and part == self.family.first_stage and self.family.float32_decoding else dtype
+
+    def load(self, part: str, dtype: jnp.dtype | type = jnp.float32) -> Any:
+        """The part's module with its weights."""
+        module, config = KINDS[self.kinds[part]].module, self.configs[part]
+        return load_parameters(lambda: module(config, rngs=AbstractRngs(), dtype=dtype), self.weights_file(part), dtype)
+
     def weights_file(self, part: str) -> Path:
-        """The safetensors of `unet`, `vae` or `text_encoder`. Raises UserError where there is none."""
-        file = self.folder / _WEIGHTS[part]
+        """The safetensors of a part. Raises UserError where there is none."""
+        file = self.folder / part / f"{KINDS[self.kinds[part]].weights}.safetensors"
         if not file.is_file():
             raise UserError(
                 f"model {self.name!r}: {file} is missing; weights are read from one safetensors file a part"
@@ -110,10 +144,14 @@ class ModelInfo:
 
     @cached_property
     def weights_hash(self) -> str:
-        """SHA-256 over weights, configs and tokenizer: everything in the folder that a picture depends on."""
+        """SHA-256 over weights, configs and tokenizers: everything in the folder that a picture depends on."""
         digest = hashlib.sha256()
-        files = [self.weights_file(part) for part in _WEIGHTS] + [self.folder / name for name in _CONFIGS.values()]
-        for file in files + sorted((self.folder / "tokenizer").glob("*")):
+        parts = self.family.parts
+        files = [self.weights_file(part) for part in parts]
+        files += [self.folder / part / "config.json" for part in parts] + [self.folder / _SCHEDULER]
+        for name in self.family.tokenizers:
+            files += sorted((self.folder / name).glob("*"))
+        for file in files:
             digest.update(file.relative_to(self.folder).as_posix().encode())
             with file.open("rb") as stream:
                 while block := stream.read(2**22):
@@ -137,18 +175,24 @@ def describe(
     Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
     """
     name, folder = str(model), _find(str(model))
-    kind = _read_json(folder / "model_index.json", name).get("_class_name")
-    if kind not in _PIPELINES:
-        raise UserError(f"model {name!r} is a {kind}: implemented is {', '.join(_PIPELINES)}")
-    raw = {part: _read_json(folder / file, name) for part, file in _CONFIGS.items()}
+    index = _read_json(folder / "model_index.json", name)
+    family = family_of(name, index)
+    kinds = family.check(name, index)
+    unet, vae, *text = (
+        KINDS[kinds[part]].config(_read_json(folder / part / "config.json", name)) for part in family.parts
+    )
+    scheduler = _read_json(folder / _SCHEDULER, name)
     info = ModelInfo(
         name,
         folder,
-        UNet2DConditionConfig.from_json(raw["unet"]),
-        AutoencoderKLConfig.from_json(raw["vae"]),
-        CLIPTextConfig.from_json(raw["text_encoder"]),
-        choose_sampler(raw["scheduler"], sampler),
-        raw["scheduler"],
+        family,
+        unet,
+        vae,
+        tuple(text),
+        choose_sampler(scheduler, sampler),
+        kinds,
+        scheduler,
+        bool(index.get("force_zeros_for_empty_prompt", False)),
     )
     if train_size is not None:
         grid = Bucket.covering(*train_size, info.latent_factor).latent(info.latent_factor)
@@ -164,10 +208,11 @@ def _check_parts(info: ModelInfo) -> None:
             f"model {info.name!r}: the UNet takes {info.unet.in_channels} channels and gives {info.unet.out_channels}, "
             f"latents have {info.vae.latent_channels}: only plain text-to-image models are implemented"
         )
-    if info.unet.cross_attention_dim != info.text.hidden_size:
+    width = sum(config.hidden_size for config in info.text_encoders)
+    if info.unet.cross_attention_dim != width:
         raise UserError(
             f"model {info.name!r}: the UNet attends to text states of width {info.unet.cross_attention_dim}, "
-            f"the text encoder gives {info.text.hidden_size}"
+            f"its text gives {width}"
         )
     _ = info.train_tokens  # raises where the training grid is too small for the levels
 
@@ -185,7 +230,7 @@ def _find(model: str) -> Path:
 def _download(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["model_index.json", "tokenizer/*", *_WEIGHTS.values(), *_CONFIGS.values()]
+    patterns = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:

@@ -9,7 +9,6 @@ from parity_cases import ENTROPY, GRIDS, ORIGINAL, bucket_of
 from entscale_jax.parity.bounds import CONTROL_UNET
 from entscale_jax.parity.compare import CAPTIONS, call, precision, relative_error
 from entscale_jax.scales import ScaleRule, Scaling
-from entscale_jax.weights.tokenizer import Tokenizer
 
 BOUND = 1e-9
 QUICK_GRIDS = {"sd1": GRIDS["sd1"], "sd2": ((7, 13),), "scenes": ((7, 13), (27, 18))}
@@ -89,13 +88,13 @@ def test_text_encoder(open_pair, model):
 @pytest.mark.parametrize("captions", [("",), ("a red circle", "A RED  circle "), ("!!", "a9z")])
 def test_token_ids_are_equal(open_pair, model, captions):
     pair = open_pair(model, True)
-    ours = Tokenizer(pair.info.folder / "tokenizer", pair.info.text.max_position_embeddings)
+    ours = pair.info.tokenizer()
     assert ours(captions).tolist() == pair.reference.token_ids(captions).tolist()
 
 
 def test_a_long_caption_is_cut_alike_and_said_so(open_pair):
     pair = open_pair("sd1", True)
-    ours = Tokenizer(pair.info.folder / "tokenizer", pair.info.text.max_position_embeddings)
+    ours = pair.info.tokenizer()
     caption = "a red circle and a blue square"
     with pytest.warns(UserWarning, match="17 tokens"):
         ids = ours([caption])
@@ -138,8 +137,7 @@ def test_one_altered_weight_fails_the_vae(open_pair, model):
 @pytest.mark.parametrize("model", ["sd1", "sd2", "scenes"])
 def test_one_altered_weight_fails_the_text_encoder(open_pair, model):
     pair = open_pair(model, True)
-    tokens = Tokenizer(pair.info.folder / "tokenizer", pair.info.text.max_position_embeddings)(CAPTIONS)
-    got = call(pair.pipe.text, tokens)
+    got = call(pair.pipe.text, (pair.info.tokenizer()(CAPTIONS),)).states
     names = [name for name, _ in pair.reference.text_encoder.named_parameters()]
     first = next(name for name in names if name.endswith("layers.0.self_attn.v_proj.weight"))
     last = next(name for name in names if name.endswith("final_layer_norm.bias"))

@@ -1,0 +1,113 @@
+"""The pipelines that are understood: the parts that a folder of each has, and the class of ours that each part is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from ..models import (
+    AutoencoderKL,
+    AutoencoderKLConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    StableDiffusionText,
+    TextEncoders,
+    UNet2DConditionConfig,
+    UNet2DConditionModel,
+)
+
+Config = Any
+"""A model's frozen dataclass."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One class of diffusers or transformers, and ours."""
+
+    config: Callable[[Mapping[str, Any]], Config]
+    """Of its config.json. Raises UserError for what is not implemented."""
+    module: Callable[..., Any]
+    """Of the config, with `rngs` and `dtype`."""
+    weights: str
+    """The stem of its weights' file."""
+
+
+_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
+KINDS = {
+    "UNet2DConditionModel": Kind(UNet2DConditionConfig.from_json, UNet2DConditionModel, _DIFFUSERS),
+    "AutoencoderKL": Kind(AutoencoderKLConfig.from_json, AutoencoderKL, _DIFFUSERS),
+    "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, _TRANSFORMERS),
+}
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that a folder may have and that are not loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the folders of one pipeline class have in common."""
+
+    name: str
+    """For people."""
+    pipeline: str
+    """diffusers' class."""
+    first_stage: str
+    """The part that turns latents into pixels."""
+    text_encoders: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+    """One for each text encoder."""
+    classes: Mapping[str, tuple[str, ...]]
+    """Part -> the classes of it that are implemented."""
+    text: Callable[..., TextEncoders]
+    """Of the text encoders, in their order."""
+    float32_decoding: bool = False
+    """Whether the first stage overflows in half precision."""
+    takes_sizes: bool = False
+    """Whether the UNet is told sizes in pixels."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those that hold weights."""
+        return ("unet", self.first_stage, *self.text_encoders)
+
+    def check(self, model: str, index: Mapping[str, Any]) -> dict[str, str]:
+        """The class of each part that model_index.json names. Raises UserError for one missing or not implemented."""
+        found = {}
+        for part, classes in self.classes.items():
+            library_and_class = index.get(part)
+            kind = library_and_class[-1] if isinstance(library_and_class, list) and library_and_class else None
+            if kind not in classes:
+                raise UserError(
+                    f"model {model!r}: model_index.json has {part} as {kind}: implemented is {' or '.join(classes)}"
+                )
+            found[part] = kind
+        for part, entry in index.items():
+            known = part in self.classes or part in _LEFT_OUT or part == "scheduler"
+            if not known and isinstance(entry, list) and any(entry):
+                raise UserError(f"model {model!r}: model_index.json has a part {part} that {self.name} does not have")
+        return found
+
+
+STABLE_DIFFUSION = Family(
+    name="Stable Diffusion",
+    pipeline="StableDiffusionPipeline",
+    first_stage="vae",
+    text_encoders=("text_encoder",),
+    tokenizers=("tokenizer",),
+    classes={
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": _CLIP_TOKENIZERS,
+    },
+    text=StableDiffusionText,
+)
+FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION,)}
+
+
+def family_of(model: str, index: Mapping[str, Any]) -> Family:
+    """The family whose pipeline model_index.json names. Raises UserError for another."""
+    kind = index.get("_class_name")
+    if kind not in FAMILIES:
+        raise UserError(f"model {model!r} is a {kind}: implemented are {', '.join(FAMILIES)}")
+    return FAMILIES[kind]

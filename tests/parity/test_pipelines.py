@@ -1,0 +1,115 @@
+"""PyTorch's own pipelines open the same folders and draw the same pictures: text to image and image to image."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from parity_cases import SCENES
+
+from entscale_jax.parity.compare import image_error, precision
+from entscale_jax.parity.reference import Reference
+from entscale_jax.pipeline import TextToImage
+from entscale_jax.sampling import call_noise
+
+CAPTIONS = ["a red circle", "a blue one"]
+STEPS, GUIDANCE = 5, 5.0
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "pndm": PNDMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+}
+GRIDS = {"sd1": (9, 7), "sd2": (7, 11), "scenes": (16, 16)}
+"""Latent cells (h, w)."""
+
+
+@pytest.fixture(autouse=True)
+def _exact_products():
+    with precision(float64=False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def opened(folders):
+    """Model -> its folder and the pipeline here, opened once."""
+    made = {}
+
+    def open_once(model):
+        if model == "scenes" and not SCENES.is_dir():
+            pytest.skip("entscale_jax/scenes/model is not in this checkout")
+        if model not in made:
+            folder = folders.get(model, SCENES)
+            made[model] = folder, TextToImage.from_pretrained(folder)
+        return made[model]
+
+    return open_once
+
+
+def _in_torch(kind, folder, sampler, rule, **arguments):
+    """What PyTorch's pipeline draws, with the reference's UNet, whose self-attention passes the scale of `rule` on."""
+    reference = Reference(folder)
+    pipeline = kind.from_pretrained(folder, unet=reference.unet)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = SCHEDULERS[sampler].from_config(pipeline.scheduler.config)
+    with reference._scaled(rule, 1.0):
+        return pipeline(
+            CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", **arguments
+        ).images
+
+
+def _nchw(array):
+    return torch.tensor(np.asarray(array)).permute(0, 3, 1, 2).contiguous()
+
+
+def _noise(model, seed=1):
+    return np.random.default_rng(seed).standard_normal((2, *GRIDS[model], 4)).astype(np.float32)
+
+
+CASES = [
+    ("sd1", "ddim", "entropy"),
+    pytest.param("sd1", "pndm", "original", marks=pytest.mark.full),
+    pytest.param("sd2", "euler", "original", marks=pytest.mark.full),
+    ("sd2", "dpmsolver++", "entropy"),
+    ("scenes", "ddim", "original"),
+]
+
+
+@pytest.mark.parametrize(("model", "sampler", "rule"), CASES)
+def test_text_to_image(opened, model, sampler, rule):
+    folder, pipe = opened(model)
+    noise, (height, width) = _noise(model), (8 * side for side in GRIDS[model])
+    expected = _in_torch(
+        StableDiffusionPipeline, folder, sampler, rule, height=height, width=width, latents=_nchw(noise)
+    )
+    options = {"height": height, "width": width, "steps": STEPS, "guidance": GUIDANCE, "sampler": sampler}
+    out = pipe(CAPTIONS, latents=noise, rule=rule, **options)
+    assert image_error(out.images, expected) <= 1.0
+    swapped = pipe(CAPTIONS[::-1], latents=noise, rule=rule, **options)
+    assert image_error(swapped.images, expected) > 1.0
+    if rule == "entropy":
+        assert image_error(pipe(CAPTIONS, latents=noise, rule="original", **options).images, expected) > 1.0
+
+
+@pytest.mark.parametrize(("model", "sampler", "rule"), CASES)
+def test_image_to_image(opened, model, sampler, rule, monkeypatch):
+    folder, pipe = opened(model)
+    noise, (height, width) = _noise(model), (8 * side for side in GRIDS[model])
+    rng = np.random.default_rng(2)
+    images = np.kron(rng.integers(0, 256, (2, height // 8, width // 8, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    drawn_from = np.asarray(call_noise(np.array([5, 6], np.uint32), 1, noise.shape[1:], stream=2))[0]
+    module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img"
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: _nchw(noise))
+    monkeypatch.setattr("diffusers.models.autoencoders.vae.randn_tensor", lambda *_, **__: _nchw(drawn_from))
+    expected = _in_torch(
+        StableDiffusionImg2ImgPipeline, folder, sampler, rule, image=images.astype(np.float32) / 255, strength=0.6
+    )
+    options = {"steps": STEPS, "guidance": GUIDANCE, "sampler": sampler, "latents": noise, "rule": rule}
+    options |= {"image": images, "strength": 0.6, "seed": 5}
+    assert image_error(pipe(CAPTIONS, **options).images, expected) <= 1.0
+    for wrong in ({"strength": 0.4}, {"seed": 6}, {"image": images[::-1]}):
+        assert image_error(pipe(CAPTIONS, **options | wrong).images, expected) > 1.0, wrong
