@@ -81,7 +81,7 @@ class AutoencoderKL(nnx.Module):
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
-    def sample_latents(self, images: Images, noise: Images) -> Mapped:
+    def sample_latents(self, images: Images, noise: Mapped) -> Mapped:
         """Latents drawn from their distribution with unit noise, not multiplied by `scaling_factor`."""
         mean, log_variance = self.encode(images)
         return mean + jnp.exp(0.5 * log_variance) * noise

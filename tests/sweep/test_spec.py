@@ -6,6 +6,7 @@ import pytest
 from sweep_fakes import SPEC
 
 from entscale_jax.errors import UserError
+from entscale_jax.sampling import SAMPLERS
 from entscale_jax.scales import ScaleRule, Scaling
 from entscale_jax.sweep.spec import Metric, ParquetPrompts, ScenePrompts, SeedOfCaption, read_sweep
 
@@ -62,7 +63,7 @@ MISTAKES = [
     ("{scenes: 8}", "{scenes: 8, sead: 1}", 6, "unknown key 'sead': did you mean 'seed'?"),
     ("steps: 25", "steps: '25'", 8, "sampler.steps is '25': it should be a valid integer"),
     ("steps: 25", "steps: 0", 8, "sampler.steps is 0: it should be greater than or equal to 1"),
-    ("ddim", "euler", 8, "sampler.name is 'euler': it should be 'ddim'"),
+    ("ddim", "eular", 8, "sampler.name is 'eular': it should be 'ddim', 'pndm', 'euler'"),
     ("guidance: 5", "guidance: .nan", 8, "sampler.guidance is nan: it should be a finite number"),
     ("[entropy, objects]", "[entropi]", 9, "metrics[0]: unknown metric 'entropi': did you mean 'entropy'?"),
     ("name: good", "name: a/b", 2, "name is 'a/b': use letters, digits, dots, dashes and underscores"),
@@ -137,6 +138,13 @@ def test_other_forms(tmp_path):
     assert spec.prompts == ParquetPrompts(parquet="f.parquet", column="caption", count=3, seed=0)
     assert spec.methods[2] == Scaling(ScaleRule.FIXED, (0.8, 1.0))
     assert (spec.batch, spec.workers, spec.train_size) == (4, 2, (96, 64))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_can_be_named(tmp_path, name):
+    path = tmp_path / "s.yaml"
+    path.write_text(GOOD.replace("name: ddim", f"name: {name}"))
+    assert read_sweep(path).spec.sampler.name == name
 
 
 def test_a_seed_for_each_caption(tmp_path):
