@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +87,8 @@ class CLIPTextModel(nnx.Module):
 
 class CLIPTextEmbeddings(nnx.Module):
     """Token and position, added."""
+
+    unread: ClassVar = ("position_ids",)
 
     def __init__(self, config: CLIPTextConfig, make: Layers):
         self.token_embedding = make.embed(config.vocab_size, config.hidden_size)

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from .clip_text import CLIPTextModel
+from .ldm_bert import LDMBertModel
 from .transformer import Context
 
 Tokens = tuple[Int[Array, "B T"], ...]
@@ -47,6 +48,20 @@ class TextEncoders(nnx.Module):
     @abstractmethod
     def __call__(self, tokens: Tokens) -> TextStates:
         """One array of ids [B T] for each encoder."""
+
+
+class LatentDiffusionText(TextEncoders):
+    """The states of a BERT."""
+
+    def __init__(self, bert: LDMBertModel):
+        self.bert = bert
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return (self.bert.config.max_position_embeddings,)
+
+    def __call__(self, tokens: Tokens) -> TextStates:
+        return TextStates(self.bert(tokens[0]))
 
 
 class StableDiffusionText(TextEncoders):

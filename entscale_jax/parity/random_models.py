@@ -112,13 +112,13 @@ def build(folder: Path, family: str, *, sample_size: int | tuple[int, int], seed
         "text_encoder": _text_encoder(traits, tokenizer),
     }
     for offset, module in enumerate(parts.values()):
-        _randomise(module, seed * 10 + offset)
+        randomise(module, seed * 10 + offset)
     absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=traits.scheduler(), **absent).save_pretrained(
         folder
     )
     _as_published(folder / "scheduler" / "scheduler_config.json")
-    _sharpen(folder, seed)
+    sharpen(Reference(folder), folder, seed)
     return folder
 
 
@@ -131,8 +131,8 @@ def margins(reference: Reference, seed: int = 0) -> dict[str, float]:
     return {name: math.log(reference.layers[name].train_tokens) - float(rows.mean()) for name, rows in entropy.items()}
 
 
-def _sharpen(folder: Path, seed: int) -> None:
-    reference = Reference(folder)
+def sharpen(reference: Reference, folder: Path, seed: int) -> None:
+    """Saves the UNet with each self-attention layer's `to_q` and `to_k` enlarged until it has `ENTROPY_MARGIN`."""
     modules = dict(reference.unet.named_modules())
     uniform: list[str] = []
     for _ in range(_ATTEMPTS):
@@ -193,7 +193,7 @@ def _as_published(path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "clip_sample": False}, indent=2))
 
 
-def _randomise(module: torch.nn.Module, seed: int) -> None:
+def randomise(module: torch.nn.Module, seed: int) -> None:
     """Norm weights about 1, biases about 0, matrices that keep the variance; pictures mostly within -1 to 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):

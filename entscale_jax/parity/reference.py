@@ -98,12 +98,10 @@ class Reference:
         folder = str(folder)
         self.dtype = torch.float64 if float64 else torch.float32
         self.unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=self.dtype).eval()
-        self.vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=self.dtype).eval()
+        self.vae: Any = self._open_vae(folder)
         with _no_progress_bar():
-            self.text_encoder = CLIPTextModel.from_pretrained(
-                folder, subfolder="text_encoder", attn_implementation="sdpa", dtype=self.dtype
-            ).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+            self.text_encoder: Any = self._open_text_encoder(folder)
+        self.tokenizer: Any = self._open_tokenizer(folder)
         schedule: Any = DDIMScheduler.load_config(folder, subfolder="scheduler")
         self.scheduler: Any = DDIMScheduler.from_config(schedule)
         config = self.unet.config
@@ -114,6 +112,17 @@ class Reference:
         self.levels = len(config["block_out_channels"])
         self.train_grid = train_grid or _pair(config["sample_size"])
         self.layers = self._install()
+
+    def _open_vae(self, folder: str) -> Any:
+        return AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=self.dtype).eval()
+
+    def _open_text_encoder(self, folder: str) -> Any:
+        return CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", attn_implementation="sdpa", dtype=self.dtype
+        ).eval()
+
+    def _open_tokenizer(self, folder: str) -> Any:
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
 
     def _install(self) -> dict[str, SelfAttention]:
         processors = dict(self.unet.attn_processors)

@@ -10,11 +10,17 @@ from ..models import (
     AutoencoderKLConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    LatentDiffusionText,
+    LDMBertConfig,
+    LDMBertModel,
     StableDiffusionText,
     TextEncoders,
     UNet2DConditionConfig,
     UNet2DConditionModel,
+    VQModel,
+    VQModelConfig,
 )
+from .tokenizer import TokenizerKind
 
 Config = Any
 """A model's frozen dataclass."""
@@ -36,9 +42,11 @@ _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 KINDS = {
     "UNet2DConditionModel": Kind(UNet2DConditionConfig.from_json, UNet2DConditionModel, _DIFFUSERS),
     "AutoencoderKL": Kind(AutoencoderKLConfig.from_json, AutoencoderKL, _DIFFUSERS),
+    "VQModel": Kind(VQModelConfig.from_json, VQModel, _DIFFUSERS),
     "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, _TRANSFORMERS),
+    "LDMBertModel": Kind(LDMBertConfig.from_json, LDMBertModel, _TRANSFORMERS),
 }
-_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_TOKENIZERS = {kind: (kind.value, f"{kind.value}Fast") for kind in TokenizerKind}
 _LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that a folder may have and that are not loaded."""
 
@@ -56,6 +64,7 @@ class Family:
     text_encoders: tuple[str, ...]
     tokenizers: tuple[str, ...]
     """One for each text encoder."""
+    tokenizer_kind: TokenizerKind
     classes: Mapping[str, tuple[str, ...]]
     """Part -> the classes of it that are implemented."""
     text: Callable[..., TextEncoders]
@@ -94,15 +103,31 @@ STABLE_DIFFUSION = Family(
     first_stage="vae",
     text_encoders=("text_encoder",),
     tokenizers=("tokenizer",),
+    tokenizer_kind=TokenizerKind.CLIP,
     classes={
         "unet": ("UNet2DConditionModel",),
         "vae": ("AutoencoderKL",),
         "text_encoder": ("CLIPTextModel",),
-        "tokenizer": _CLIP_TOKENIZERS,
+        "tokenizer": _TOKENIZERS[TokenizerKind.CLIP],
     },
     text=StableDiffusionText,
 )
-FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION,)}
+LATENT_DIFFUSION = Family(
+    name="Latent Diffusion",
+    pipeline="LDMTextToImagePipeline",
+    first_stage="vqvae",
+    text_encoders=("bert",),
+    tokenizers=("tokenizer",),
+    tokenizer_kind=TokenizerKind.BERT,
+    classes={
+        "unet": ("UNet2DConditionModel",),
+        "vqvae": ("AutoencoderKL", "VQModel"),
+        "bert": ("LDMBertModel",),
+        "tokenizer": _TOKENIZERS[TokenizerKind.BERT],
+    },
+    text=LatentDiffusionText,
+)
+FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION, LATENT_DIFFUSION)}
 
 
 def family_of(model: str, index: Mapping[str, Any]) -> Family:

@@ -121,7 +121,8 @@ class ModelInfo:
 
     def tokenizer(self, index: int = 0) -> Tokenizer:
         """That of the text encoder of this number."""
-        return Tokenizer(self.folder / self.family.tokenizers[index], self.text_encoders[index].max_position_embeddings)
+        folder, length = self.folder / self.family.tokenizers[index], self.text_encoders[index].max_position_embeddings
+        return Tokenizer(folder, length, self.family.tokenizer_kind)
 
     def dtype(self, part: str, dtype: jnp.dtype | type) -> jnp.dtype | type:
         """What a part computes in where the model is asked for in `dtype`."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,30 @@ from jaxtyping import Int32
 from ..errors import UserError
 
 
+class TokenizerKind(StrEnum):
+    """transformers' class."""
+
+    CLIP = "CLIPTokenizer"
+    BERT = "BertTokenizer"
+
+
+_VOCABULARIES = {TokenizerKind.CLIP: "vocab.json", TokenizerKind.BERT: "vocab.txt"}
+
+
 class Tokenizer:
-    """CLIP's tokenizer as Stable Diffusion uses it: a fixed length, padded, and cut with a warning where too long."""
+    """A tokenizer as diffusers' pipelines use it: a fixed length, padded, and cut with a warning where too long."""
 
-    def __init__(self, folder: Path, length: int):
-        from transformers import CLIPTokenizer  # takes a second or two
+    def __init__(self, folder: Path, length: int, kind: TokenizerKind = TokenizerKind.CLIP):
+        import transformers  # takes a second or two
 
+        # transformers makes a tokenizer that knows no word of a folder that holds none.
+        names = ("tokenizer.json", _VOCABULARIES[kind])
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(f"{folder} holds no {kind}: it has neither {' nor '.join(names)}")
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{folder} holds no CLIP tokenizer that can be read: {error}".splitlines()[0]) from None
+            raise UserError(f"{folder} holds no {kind} that can be read: {error}".splitlines()[0]) from None
         self.length = length
 
     def __call__(self, captions: Sequence[str]) -> Int32[np.ndarray, "batch length"]:
@@ -31,12 +46,14 @@ class Tokenizer:
             truncation=True,
             return_overflowing_tokens=False,
         )["input_ids"]
-        ids = np.asarray(encoded, np.int32)
-        for caption, row in zip(captions, ids, strict=True):
-            self._warn_if_cut(caption, row)
-        return ids
+        for caption, whole in zip(captions, self._tokenizer(list(captions), verbose=False)["input_ids"], strict=True):
+            self._warn_if_cut(caption, whole)
+        return np.asarray(encoded, np.int32)
 
-    def _warn_if_cut(self, caption: str, row: Int32[np.ndarray, "length"]) -> None:
-        # Only a full row can have been cut; a caption of exactly this length is looked at once more.
-        if row[-2] != self._tokenizer.pad_token_id and len(self._tokenizer(caption)["input_ids"]) > self.length:
-            warnings.warn(f"the text encoder reads {self.length} tokens, the rest is cut: {caption!r}", stacklevel=4)
+    def _warn_if_cut(self, caption: str, whole: list[int]) -> None:
+        if len(whole) > self.length:
+            # The last id is the end's, which a caption keeps when it is cut; BERT marks the middle of a word by ##.
+            rest = self._tokenizer.decode(whole[self.length - 1 : -1]).strip().removeprefix("##")
+            warnings.warn(
+                f"the text encoder reads {self.length} tokens, the rest is cut: {rest!r} of {caption!r}", stacklevel=4
+            )

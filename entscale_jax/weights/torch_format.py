@@ -1,5 +1,6 @@
 """Parameters of our models <-> safetensors of PyTorch diffusers and transformers: the same names, another layout."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +17,9 @@ Shape = tuple[int, ...]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _TEXT_PREFIX = "text_model."
-_BUFFERS = ("embeddings.position_ids",)
-# The attention in the middle of old autoencoders, whose dense layers may be stored as 1x1 convolutions too.
-_OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-_OLD_PARENT = "mid_block.attentions."
+# The dense layers of attention in old autoencoders, which may be stored as 1x1 convolutions too.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_ATTENTION = re.compile(rf"(\.attentions\.\d+)\.({'|'.join([*_OLD_ATTENTION, *_OLD_ATTENTION.values()])})\.")
 
 
 class AbstractRngs(nnx.Rngs):
@@ -40,15 +40,19 @@ class AbstractRngs(nnx.Rngs):
 def load_parameters(build: Callable[[], nnx.Module], file: Path, dtype: jnp.dtype | type = jnp.float32) -> nnx.Module:
     """The module that `build` describes (it is traced, never run), with the tensors of `file` cast to `dtype`.
 
+    A module's `unread` names keys below it that a file may hold and that nothing here needs: they are left out.
+
     Raises UserError listing every missing key, unused key and wrong shape at once.
     """
-    graph, abstract = nnx.split(nnx.eval_shape(build))
+    module = nnx.eval_shape(build)
+    unread, (graph, abstract) = _unread(module), nnx.split(module)
     wanted = {torch_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     shapes = {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}
     flat = []
     try:
         with safe_open(file, framework="numpy") as tensors:
-            stored = {canonical_name(key): key for key in tensors.keys() if not key.endswith(_BUFFERS)}  # noqa: SIM118
+            stored = {canonical_name(key): key for key in tensors.keys()}  # noqa: SIM118
+            stored = {name: key for name, key in stored.items() if name not in unread}
             found = {name: _stored_shape(name, tensors.get_slice(key).get_shape()) for name, key in stored.items()}
             _check(file, shapes, found)
             for name, (path, leaf) in wanted.items():
@@ -77,10 +81,7 @@ def torch_name(path: tuple) -> str:
 def canonical_name(key: str) -> str:
     """The present spelling of a key: no `text_model.` in front, no historic names of attention."""
     key = key.removeprefix(_TEXT_PREFIX)
-    if _OLD_PARENT in key:
-        for old, new in _OLD_ATTENTION.items():
-            key = key.replace(old, new)
-    return key
+    return _ATTENTION.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION.get(found[2], found[2])}.", key)
 
 
 def torch_shape(path: tuple, shape: Shape) -> Shape:
@@ -104,10 +105,14 @@ def to_torch(path: tuple, array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
+def _unread(module: nnx.Module) -> set[str]:
+    keys = ((*path, key) for path, part in nnx.iter_modules(module) for key in getattr(part, "unread", ()))
+    return {canonical_name(".".join(map(str, path))) for path in keys}
+
+
 def _stored_shape(name: str, shape: list[int]) -> Shape:
-    # The UNet's middle has 1x1 convolutions of its own, proj_in and proj_out, which stay what they are.
-    dense = _OLD_PARENT in name and any(part in name for part in _OLD_ATTENTION.values())
-    if dense and len(shape) == 4 and shape[2:] == [1, 1]:
+    # The UNet has 1x1 convolutions of its own, proj_in and proj_out, which stay what they are.
+    if _ATTENTION.search(name) and len(shape) == 4 and shape[2:] == [1, 1]:
         return tuple(shape[:2])
     return tuple(shape)
 

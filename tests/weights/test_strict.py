@@ -217,7 +217,7 @@ def test_a_missing_file_is_named(folder):
         ("vae", "act_fn", "relu"),
         ("vae", "shift_factor", 0.1),
         ("vae", "latents_mean", [0.1, 0.2, 0.3, 0.4]),
-        ("vae", "up_block_types", ["AttnUpDecoderBlock2D"] * 4),
+        ("vae", "up_block_types", ["UpBlock2D"] * 4),
         ("vae", "a_field_of_next_year", 3),
         ("text_encoder", "hidden_act", "relu"),
         ("text_encoder", "model_type", "bert"),
