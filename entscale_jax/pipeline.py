@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, Float32, UInt8, UInt32
 
 from .attention import accumulator
+from .batches import batch_groups
 from .buckets import Bucket
 from .compilation import enable_cache
 from .errors import UserError
@@ -26,8 +27,9 @@ from .inputs import (
     read_seeds,
     time_ids,
 )
-from .models import AutoencoderKL, TextEncoders, TextStates, UNet2DConditionModel
+from .models import AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2DConditionModel, VQModel
 from .programs import Programs, Request, conditioning
+from .sampling import Latents, Measured
 from .scales import ScaleRule, Scaling
 from .weights.folder import ModelInfo, describe
 from .weights.tokenizer import Tokenizer
@@ -59,7 +61,7 @@ class TextToImage:
         tokenizers: Sequence[Tokenizer],
         text: TextEncoders,
         unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | VQModel,
         dtype: jnp.dtype | type = jnp.float32,
     ):
         self.info, self.tokenizers, self.text, self.unet, self.vae = info, tuple(tokenizers), text, unet, vae
@@ -97,7 +99,7 @@ class TextToImage:
         *,
         text: TextEncoders | None = None,
         unet: UNet2DConditionModel | None = None,
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | VQModel | None = None,
     ) -> "TextToImage":
         """The same model with other modules in place of its own."""
         dtype = self.unet.conv_in.kernel.get_value().dtype
@@ -131,6 +133,9 @@ class TextToImage:
         crops_coords_top_left: Size | None = None,
         target_size: Size | None = None,
         decode: bool = True,
+        tiling: bool = False,
+        decode_batch: int | None = None,
+        max_batch: int | None = None,
         measure_entropy: bool = False,
     ) -> Output:
         """Draws one picture a caption.
@@ -159,17 +164,23 @@ class TextToImage:
             crops_coords_top_left: SDXL: (top, left) of its crop to pretend; (0, 0) if None.
             target_size: SDXL: (height, width) to aim at; the drawn size if None.
             decode: False leaves out the pictures.
+            tiling: decodes, and encodes `image`, by overlapping tiles, as diffusers' `enable_tiling`, where a picture
+                is larger than one (the autoencoder's `sample_size`): less memory, a picture that differs a little.
+            decode_batch: at most so many pictures are decoded at once, which does not change them; None is all.
+            max_batch: at most so many pictures are drawn at once, likewise.
             measure_entropy: fills `entropy` and `logit_gap`; the picture stays the same.
 
         Raises UserError for an input that can't be drawn.
         """
         captions = read_captions(prompts)
-        images = None if image is None else read_images(image, len(captions))
+        count, groups = len(captions), batch_groups(len(captions), max_batch, "max_batch")
+        self.programs.first_stage.check(tiling=tiling, decode_batch=decode_batch)
+        images = None if image is None else read_images(image, count)
         height, width = self._size(height, width, images)
-        strengths = self._strength(guidance, len(captions)).astype(self._latent_dtype)
+        bucket, strengths = self.info.bucket(height, width), self._strength(guidance, count)
         request = self._request(
-            len(captions),
-            (height, width),
+            len(groups[0]),
+            bucket,
             bool(np.any(strengths != 1)),
             rule=rule,
             multiplier=multiplier,
@@ -179,24 +190,22 @@ class TextToImage:
             measure_entropy=measure_entropy,
             first=0 if image is None else first_call(steps, strength),
         )
-        seeds, bucket = read_seeds(seed, len(captions)), self.info.bucket(height, width)
-        start = self.programs.noise(request, seeds) if latents is None else self._given(request, latents)
-        if images is not None:
-            start = self.programs.start_from(request, pad_to(images, bucket), start, seeds)
         sizes = self._time_ids(bucket, original_size, crops_coords_top_left, target_size)
-        final, measured = self.programs.denoise(
-            request,
-            start,
+        batch = _Batch(
+            read_seeds(seed, count),
+            strengths.astype(self._latent_dtype),
             conditioning(self._encode(captions), sizes),
-            conditioning(self._away_from(read_negatives(negative_prompt, len(captions)), len(captions)), sizes),
-            strengths,
-            self.programs.step_noise(request, seeds),
+            conditioning(self._away_from(read_negatives(negative_prompt, count), count), sizes),
+            None if latents is None else self._given(latents, (count, *request.grid)),
+            None if images is None else pad_to(images, bucket),
         )
-        drawn = crop(np.asarray(self.programs.decode(final)), height, width) if decode else None
-        if not measure_entropy:
-            return Output(drawn, np.asarray(final), None, None)
-        entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
-        return Output(drawn, np.asarray(final), entropy, gap)
+        parts = []
+        for rows in groups:
+            final, measured = self._denoised(request, batch.of(rows), tiling=tiling)
+            pixels = self.programs.decode(final, tiling=tiling, decode_batch=decode_batch) if decode else None
+            drawn = None if pixels is None else crop(np.asarray(pixels), height, width)
+            parts.append(_output(drawn, final, measured if measure_entropy else None))
+        return _joined(parts, count)
 
     def compile(
         self,
@@ -212,16 +221,19 @@ class TextToImage:
         guidance_rescale: float = 0.0,
         strength: float | None = None,
         decode: bool = True,
+        tiling: bool = False,
+        decode_batch: int | None = None,
+        max_batch: int | None = None,
         measure_entropy: bool = False,
     ) -> None:
         """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs.
 
         `strength` only for image to image.
         """
-        size = self._size(height, width, None)
+        self.programs.first_stage.check(tiling=tiling, decode_batch=decode_batch)
         request = self._request(
-            batch,
-            size,
+            len(batch_groups(batch, max_batch, "max_batch")[0]),
+            self.info.bucket(*self._size(height, width, None)),
             bool(np.any(self._strength(guidance, batch) != 1)),
             rule=rule,
             multiplier=multiplier,
@@ -231,8 +243,9 @@ class TextToImage:
             measure_entropy=measure_entropy,
             first=0 if strength is None else first_call(steps, strength),
         )
-        bucket = None if strength is None else self.info.bucket(*size)
-        self.programs.compile(request, decode=decode, image=bucket)
+        self.programs.compile(
+            request, decode=decode, from_images=strength is not None, tiling=tiling, decode_batch=decode_batch
+        )
 
     def _strength(self, guidance: float | Sequence[float] | None, count: int) -> Float[np.ndarray, "batch"]:
         return per_picture(self.info.guidance if guidance is None else guidance, count, "guidance")
@@ -240,7 +253,7 @@ class TextToImage:
     def _request(
         self,
         batch: int,
-        size: tuple[int, int],
+        bucket: Bucket,
         guided: bool,
         *,
         rule: Rule,
@@ -259,7 +272,7 @@ class TextToImage:
         chosen = self.info.sampler(sampler)
         chosen.table(steps)  # raises for a step count that can't be
         return Request(
-            grid=self.info.bucket(*size).latent(self.info.latent_factor),
+            grid=bucket.latent(self.info.latent_factor),
             batch=batch,
             scaling=scaling,
             sampler=chosen,
@@ -303,9 +316,60 @@ class TextToImage:
             )
         return time_ids(bucket, original, crops, target)
 
-    def _given(self, request: Request, latents: object) -> Float[Array, "batch h w c"]:
-        array = jnp.asarray(latents, self._latent_dtype)
-        wanted = (request.batch, *request.grid, self.info.vae.latent_channels)
+    def _given(self, latents: object, shape: tuple[int, int, int]) -> Float[np.ndarray, "batch h w c"]:
+        array = np.asarray(jnp.asarray(latents, self._latent_dtype))
+        wanted = (*shape, self.info.vae.latent_channels)
         if array.shape != wanted:
             raise UserError(f"latents have shape {array.shape}: this size and these captions ask for {wanted}")
         return array
+
+    def _denoised(self, request: Request, batch: "_Batch", *, tiling: bool) -> tuple[Latents, Measured]:
+        programs = self.programs
+        start = programs.noise(request, batch.seeds) if batch.latents is None else jnp.asarray(batch.latents)
+        if batch.images is not None:
+            start = programs.start_from(request, batch.images, start, batch.seeds, tiling=tiling)
+        noise = programs.step_noise(request, batch.seeds)
+        return programs.denoise(request, start, batch.context, batch.unconditional, batch.guidance, noise)
+
+
+class _Batch(NamedTuple):
+    """What a call has one of for each picture; the first axis of every array is the picture."""
+
+    seeds: UInt32[np.ndarray, "batch"]
+    guidance: Float[np.ndarray, "batch"]
+    context: Conditioning
+    unconditional: Conditioning
+    latents: Float[np.ndarray, "batch h w c"] | None
+    images: Float32[np.ndarray, "batch H W 3"] | None
+
+    def of(self, rows: list[int]) -> "_Batch":
+        """Some pictures of it."""
+        return jax.tree.map(lambda array: array[rows], self)
+
+
+def _output(images: np.ndarray | None, latents: Latents, measured: Measured | None) -> Output:
+    if measured is None:
+        return Output(images, np.asarray(latents), None, None)
+    entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
+    return Output(images, np.asarray(latents), entropy, gap)
+
+
+def _joined(parts: list[Output], count: int) -> Output:
+    """The groups' outputs as one of `count` pictures, without what filled up the last group."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def pictures(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])[:count]
+
+    def layers(name: str) -> dict[str, np.ndarray]:
+        first, *_ = found = [getattr(part, name) for part in parts]
+        return {layer: np.concatenate([each[layer] for each in found], axis=1)[:, :count] for layer in first}
+
+    decoded, measured = parts[0].images is not None, parts[0].entropy is not None
+    return Output(
+        pictures("images") if decoded else None,
+        pictures("latents"),
+        layers("entropy") if measured else None,
+        layers("logit_gap") if measured else None,
+    )

@@ -1,7 +1,6 @@
 """The compiled programs of one model: text, noise, denoising and decoding, each compiled once and kept by its shape."""
 
-import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,22 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
-from .buckets import Bucket
-from .models import AddedConditions, AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2DConditionModel
+from .first_stage import FirstStage, Pixels
+from .models import (
+    AddedConditions,
+    AutoencoderKL,
+    Conditioning,
+    TextEncoders,
+    TextStates,
+    UNet2DConditionModel,
+    VQModel,
+)
+from .program_cache import ProgramCache
 from .sampling import Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
+
+POSTERIOR = 2
+"""The stream of noise by which latents of a picture are drawn; 1 is that of the steps."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +52,16 @@ class Programs:
         self,
         text: TextEncoders,
         unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        vae: AutoencoderKL | VQModel,
         latent_dtype: jnp.dtype,
     ):
         self._text_graph, self._text = nnx.split(text)
         self._unet_graph, self._unet = nnx.split(unet)
-        self._vae_graph, self._vae = nnx.split(vae)
-        self._factor = vae.config.scaling_factor
-        self._channels = vae.config.latent_channels
         self._lengths = text.lengths
+        self._channels = unet.config.in_channels
         self._latent_dtype = latent_dtype
-        self._compiled: dict[Hashable, Callable] = {}
-        self.compile_seconds = 0.0
-        """Spent on tracing and compiling so far."""
+        self.cache = ProgramCache()
+        self.first_stage = FirstStage(vae, latent_dtype, self.cache)
 
     def encode(self, tokens: tuple[Int32[np.ndarray, "1 text"], ...]) -> TextStates:
         """Token ids of one caption, by each tokenizer. One at a time, so that one text program serves all batches."""
@@ -61,7 +69,7 @@ class Programs:
         def encode_text(weights: nnx.State, tokens: tuple[Int32[Array, "1 text"], ...]) -> TextStates:
             return nnx.merge(self._text_graph, weights)(tokens)
 
-        return self._program("text", encode_text, self._text, tokens)(self._text, tokens)
+        return self.cache.get("text", encode_text, self._text, tokens)(self._text, tokens)
 
     def noise(self, request: Request, seeds: UInt32[np.ndarray, "batch"]) -> Latents:
         """Unit noise, each picture's from its own seed alone, by JAX's generator in float32."""
@@ -72,7 +80,7 @@ class Programs:
                 dtype
             )
 
-        return self._program(("noise", len(seeds), shape), draw_noise, seeds)(seeds)
+        return self.cache.get(("noise", len(seeds), shape), draw_noise, seeds)(seeds)
 
     def step_noise(
         self, request: Request, seeds: UInt32[np.ndarray, "batch"]
@@ -85,21 +93,20 @@ class Programs:
         def draw_step_noise(seeds: UInt32[Array, "batch"]) -> Float[Array, "calls batch height width channels"]:
             return call_noise(seeds, calls, shape).astype(self._latent_dtype)
 
-        return self._program(("step noise", len(seeds), calls, shape), draw_step_noise, seeds)(seeds)
+        return self.cache.get(("step noise", len(seeds), calls, shape), draw_step_noise, seeds)(seeds)
 
     def start_from(
-        self,
-        request: Request,
-        images: Float[np.ndarray, "batch H W 3"],
-        noise: Latents,
-        seeds: UInt32[np.ndarray, "batch"],
+        self, request: Request, images: Pixels, noise: Latents, seeds: UInt32[np.ndarray, "batch"], *, tiling: bool
     ) -> Latents:
-        """What image to image starts from: latents of the pictures, in [-1, 1], with the noise of the first call.
+        """What image to image starts from: latents of pictures in [-1, 1], with the noise of the first call."""
 
-        The latents are drawn from the autoencoder's distribution, each picture's by its own seed.
-        """
+        def draw_posterior_noise(seeds: UInt32[Array, "batch"]) -> Latents:
+            return call_noise(seeds, 1, noise.shape[1:], stream=POSTERIOR)[0].astype(noise.dtype)
 
-        return self._starting(request, images, noise, seeds)(self._vae, images, noise, seeds)
+        key = ("posterior noise", noise.shape)
+        drawn = self.cache.get(key, draw_posterior_noise, seeds)(seeds)
+        clean = self.first_stage.encode(images, drawn, tiling=tiling)
+        return self._noising(request, clean, noise)(clean, noise)
 
     def denoise(
         self,
@@ -115,29 +122,48 @@ class Programs:
         arguments = (latents, context, *away, step_noise)
         return self._denoising(request, *arguments)(self._unet, *arguments)
 
-    def decode(self, latents: Latents) -> UInt8[Array, "batch height width 3"]:
-        """Latents to pixels of the whole bucket."""
-        return self._decoding(latents)(self._vae, latents)
+    def decode(
+        self, latents: Latents, *, tiling: bool = False, decode_batch: int | None = None
+    ) -> UInt8[Array | np.ndarray, "batch H W 3"]:
+        """Latents to pixels of the whole bucket.
 
-    def compile(self, request: Request, *, decode: bool, image: Bucket | None = None) -> None:
-        """Compiles what a draw of `request` runs, without running it; with `image`, from pictures of that size."""
-        grid = (request.batch, *request.grid, self._channels)
-        latents = jax.ShapeDtypeStruct(grid, self._latent_dtype)
-        guidance = jax.ShapeDtypeStruct((request.batch,), self._latent_dtype)
+        Args:
+            latents: of the denoiser.
+            tiling: by overlapping tiles, where latents are larger than one; see `models.tiling`.
+            decode_batch: at most so many pictures at once, which does not change them; None is all.
+
+        Raises UserError for a limit that is none, and for tiles that the model does not have.
+        """
+        self.first_stage.check(tiling=tiling, decode_batch=decode_batch)
+        return self.first_stage.decode(latents, tiling=tiling, decode_batch=decode_batch)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent on tracing and compiling so far."""
+        return self.cache.seconds
+
+    def compile(
+        self,
+        request: Request,
+        *,
+        decode: bool = True,
+        from_images: bool = False,
+        tiling: bool = False,
+        decode_batch: int | None = None,
+    ) -> None:
+        """Compiles what a draw of `request` runs; the cheap ones, of text and noise, are run."""
+        latents = self.noise(request, np.zeros(request.batch, np.uint32))
         states = self.encode(tuple(np.zeros((1, length), np.int32) for length in self._lengths))
         text = conditioning([states] * request.batch, (0.0,) * 6)
-        self.noise(request, np.zeros(request.batch, np.uint32))
+        guidance = np.zeros(request.batch, self._latent_dtype)
         away = (text, guidance) if request.guided else (None, None)
-        noise = None
-        if request.sampler.stochastic:
-            self.step_noise(request, np.zeros(request.batch, np.uint32))
-            noise = jax.ShapeDtypeStruct((_calls(request), *grid), self._latent_dtype)
+        noise = self.step_noise(request, np.zeros(request.batch, np.uint32))
         self._denoising(request, latents, text, *away, noise)
-        if image is not None:
-            pixels = jax.ShapeDtypeStruct((request.batch, image.height, image.width, 3), jnp.float32)
-            self._starting(request, pixels, latents, jax.ShapeDtypeStruct((request.batch,), jnp.uint32))
+        if from_images:
+            self.first_stage.compile_encoding(request.batch, request.grid, tiling=tiling)
+            self._noising(request, latents, latents)
         if decode:
-            self._decoding(latents)
+            self.first_stage.compile_decoding(request.batch, request.grid, tiling=tiling, decode_batch=decode_batch)
 
     def _denoising(self, request: Request, *arguments: Any) -> Callable:
         def denoise_latents(
@@ -163,34 +189,13 @@ class Programs:
                 measure_entropy=request.measure_entropy,
             )
 
-        return self._program(("denoise", request), denoise_latents, self._unet, *arguments)
+        return self.cache.get(("denoise", request), denoise_latents, self._unet, *arguments)
 
-    def _starting(self, request: Request, *arguments: Any) -> Callable:
-        def noised_latents(
-            weights: nnx.State, images: Float[Array, "batch H W 3"], noise: Latents, seeds: UInt32[Array, "batch"]
-        ) -> Latents:
-            dtype = jax.tree.leaves(weights)[0].dtype
-            drawn = call_noise(seeds, 1, noise.shape[1:], stream=2)[0].astype(dtype)
-            clean = nnx.merge(self._vae_graph, weights).sample_latents(images.astype(dtype), drawn)
-            clean = clean.astype(noise.dtype) * self._factor
+    def _noising(self, request: Request, clean: Latents, noise: Latents) -> Callable:
+        def noised_latents(clean: Latents, noise: Latents) -> Latents:
             return request.sampler.noised(clean, noise, request.steps, request.first)
 
-        return self._program(("start", request), noised_latents, self._vae, *arguments)
-
-    def _decoding(self, latents: Any) -> Callable:
-        def decode_latents(weights: nnx.State, latents: Latents) -> UInt8[Array, "batch height width 3"]:
-            scaled = (latents / self._factor).astype(jax.tree.leaves(weights)[0].dtype)
-            images = nnx.merge(self._vae_graph, weights).decode(scaled).astype(latents.dtype)
-            return jnp.round(jnp.clip(images / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
-
-        return self._program(("decode", latents.shape), decode_latents, self._vae, latents)
-
-    def _program(self, key: Hashable, function: Callable, *arguments: Any) -> Callable:
-        if key not in self._compiled:
-            start = time.perf_counter()
-            self._compiled[key] = jax.jit(function).lower(*arguments).compile()
-            self.compile_seconds += time.perf_counter() - start
-        return self._compiled[key]
+        return self.cache.get(("noised", request), noised_latents, clean, noise)
 
 
 def conditioning(captions: Sequence[TextStates], time_ids: Sequence[float]) -> Conditioning:

@@ -17,8 +17,8 @@ _FIXED: Mapping[str, tuple] = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
-# sample_size is a remark on training; force_upcast is about half precision, in which the caller chooses the dtype.
-_INERT = frozenset({"sample_size", "force_upcast"})
+# force_upcast is about half precision, in which the caller chooses the dtype.
+_INERT = frozenset({"force_upcast"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class AutoencoderKLConfig(VAEConfig):
     """The fields of diffusers' `AutoencoderKL` that Stable Diffusion uses, with its defaults."""
 
     latent_channels: int = 4
+    sample_size: int | tuple[int, int] = 32
+    """Pixels along a side in training, and so of a tile; nothing else depends on it."""
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
 
@@ -35,6 +37,11 @@ class AutoencoderKLConfig(VAEConfig):
     def from_json(cls, raw: Mapping[str, Any]) -> "AutoencoderKLConfig":
         """From diffusers' config.json. Raises UserError naming every field that is not implemented."""
         return read_config(cls, raw, model=cls.model, fixed=_FIXED, inert=_INERT)
+
+    @property
+    def moment_channels(self) -> int:
+        """Numbers that a picture is encoded to for each latent cell: mean and log-variance."""
+        return 2 * self.latent_channels
 
 
 class AutoencoderKL(nnx.Module):
@@ -53,15 +60,21 @@ class AutoencoderKL(nnx.Module):
 
     def encode(self, images: Images) -> tuple[Mapped, Mapped]:
         """Mean and log-variance of the latents, the latter clipped to [-30, 20] as in diffusers."""
+        return self.distribution(self.moments(images))
+
+    def moments(self, images: Images) -> Mapped:
+        """Mean and log-variance, not clipped, in one array: what tiles are blended of."""
         moments = self.encoder(images)
-        if self.config.use_quant_conv:
-            moments = self.quant_conv(moments)
+        return self.quant_conv(moments) if self.config.use_quant_conv else moments
+
+    def distribution(self, moments: Images) -> tuple[Mapped, Mapped]:
+        """Mean and clipped log-variance of what `moments` gave."""
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
-    def sample_latents(self, images: Images, noise: Mapped) -> Mapped:
-        """Latents drawn from their distribution with unit noise, not multiplied by `scaling_factor`."""
-        mean, log_variance = self.encode(images)
+    def draw(self, moments: Images, noise: Mapped) -> Mapped:
+        """Latents from their distribution and unit noise, not multiplied by `scaling_factor`."""
+        mean, log_variance = self.distribution(moments)
         return mean + jnp.exp(0.5 * log_variance) * noise
 
     def decode(self, latents: Images) -> Mapped:

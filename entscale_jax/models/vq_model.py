@@ -42,6 +42,11 @@ class VQModelConfig(VAEConfig):
         """From diffusers' config.json. Raises UserError naming every field that is not implemented."""
         return read_config(cls, raw, model=cls.model, fixed=_FIXED, inert=_INERT)
 
+    @property
+    def moment_channels(self) -> int:
+        """Numbers that a picture is encoded to for each latent cell."""
+        return self.latent_channels
+
 
 class VQModel(nnx.Module):
     """Encodes [batch height width 3] in [-1, 1] to latents, and decodes the codebook's entries nearest to latents."""
@@ -60,9 +65,13 @@ class VQModel(nnx.Module):
         """Latents before they are rounded to the codebook, and not multiplied by `scaling_factor`, as in diffusers."""
         return self.quant_conv(self.encoder(images))
 
-    def sample_latents(self, images: Images, noise: Mapped) -> Mapped:
-        """Those latents; no distribution, so the noise is not used: AutoencoderKL has the same face."""
+    def moments(self, images: Images) -> Mapped:
+        """As `encode`: AutoencoderKL, whose pictures have a distribution of latents, has the same face."""
         return self.encode(images)
+
+    def draw(self, moments: Images, noise: Mapped) -> Mapped:
+        """The latents that `moments` gave: there is nothing to draw."""
+        return moments
 
     def decode(self, latents: Images) -> Mapped:
         """Pixels, meant to lie in [-1, 1], from latents that were divided by `scaling_factor`."""

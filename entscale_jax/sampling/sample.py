@@ -113,7 +113,7 @@ def denoise(
 
 
 def call_noise(
-    seeds: UInt32[Array, "batch"], calls: int, shape: tuple[int, int, int], *, stream: int = 1
+    seeds: UInt32[Array, "batch"], calls: int, shape: tuple[int, ...], *, stream: int = 1
 ) -> Float[Array, "calls batch height width channels"]:
     """Unit noise for each call, each picture's from its own seed alone; no stream is that of the start."""
 

@@ -51,9 +51,9 @@ class NoiseSchedule:
 
         Fields that the class does not have belong to the sampler that wrote the file and are left aside, as there.
         """
-        for name, values in cls.only.items():
-            if name in raw and raw[name] not in values:
-                known = " or ".join(map(repr, values))
+        for name, allowed in cls.only.items():
+            if name in raw and raw[name] not in allowed:
+                known = " or ".join(map(repr, allowed))
                 raise UserError(f"scheduler: {name}={raw[name]!r} is not implemented, only {known}")
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {name: value for name, value in raw.items() if name in known}
