@@ -43,7 +43,7 @@ def load_parameters(build: Callable[[], nnx.Module], file: Path, dtype: jnp.dtyp
     Raises UserError listing every missing key, unused key and wrong shape at once.
     """
     graph, abstract = nnx.split(nnx.eval_shape(build))
-    wanted = {torch_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
+    wanted = {canonical_name(torch_name(path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     shapes = {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}
     flat = []
     try:
