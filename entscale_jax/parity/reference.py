@@ -5,6 +5,7 @@ Arrays go in and out as NumPy, NHWC.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ class Drawing:
     """Per layer [steps, B, heads] in nats, mean over rows; of guided pairs the captioned half; empty if unasked."""
 
 
-class Reference:
-    """A diffusers folder opened by PyTorch, in float32 or float64, with `SelfAttention` at every `attn1`.
+class LatentDiffusion(ABC):
+    """UNet and autoencoder of a diffusers folder, in float32 or float64, with `SelfAttention` at every `attn1`.
 
     `train_grid` (h, w) in latent cells overrides the UNet's `sample_size`.
     """
@@ -99,13 +100,6 @@ class Reference:
         self.dtype = torch.float64 if float64 else torch.float32
         self.unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=self.dtype).eval()
         self.vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=self.dtype).eval()
-        with _no_progress_bar():
-            self.text_encoder = CLIPTextModel.from_pretrained(
-                folder, subfolder="text_encoder", attn_implementation="sdpa", dtype=self.dtype
-            ).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-        schedule: Any = DDIMScheduler.load_config(folder, subfolder="scheduler")
-        self.scheduler: Any = DDIMScheduler.from_config(schedule)
         config = self.unet.config
         if float64:
             self.unet.time_proj = TimeProjection64(
@@ -114,6 +108,14 @@ class Reference:
         self.levels = len(config["block_out_channels"])
         self.train_grid = train_grid or _pair(config["sample_size"])
         self.layers = self._install()
+
+    @abstractmethod
+    def conditions(self, prompts: Sequence[str]) -> Any:
+        """What `unet_once` takes as `context` for these prompts."""
+
+    @abstractmethod
+    def _keywords(self, context: Any) -> dict[str, Any]:
+        """The arguments of diffusers' UNet that hold `context`."""
 
     def _install(self) -> dict[str, SelfAttention]:
         processors = dict(self.unet.attn_processors)
@@ -146,26 +148,15 @@ class Reference:
             for layer in self.layers.values():
                 layer.record = None
 
-    def token_ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """[B, S] ids, padded to the tokenizer's length."""
-        length = self.tokenizer.model_max_length
-        encoded = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
-        return np.asarray(encoded["input_ids"])
-
-    def text_states(self, prompts: Sequence[str]) -> np.ndarray:
-        """[B, S, D], the last hidden state after its norm."""
-        with torch.no_grad():
-            return self.text_encoder(torch.from_numpy(self.token_ids(prompts))).last_hidden_state.numpy()
-
     def unet_once(
-        self, latents: np.ndarray, timestep: float, context: np.ndarray, rule: str, multiplier: Multiplier = 1.0
+        self, latents: np.ndarray, timestep: float, context: Any, rule: str, multiplier: Multiplier = 1.0
     ) -> np.ndarray:
         """[B, h, w, c], the UNet's output at one timestep."""
         with self._scaled(rule, multiplier):
-            return _nhwc(self._predict(self._nchw(latents), timestep, self._tensor(context)))
+            return _nhwc(self._predict(self._nchw(latents), timestep, **self._keywords(context)))
 
     def entropies(
-        self, latents: np.ndarray, timestep: float, context: np.ndarray, rule: str, multiplier: Multiplier = 1.0
+        self, latents: np.ndarray, timestep: float, context: Any, rule: str, multiplier: Multiplier = 1.0
     ) -> dict[str, np.ndarray]:
         """Per self-attention layer [B, heads]: the entropy of its rows in nats, mean over rows."""
         with self._recording():
@@ -181,6 +172,41 @@ class Reference:
         """[B, h, w, 2 c], the moments of the latents: their mean, then their log-variance."""
         with torch.no_grad():
             return _nhwc(self.vae.encode(self._nchw(images)).latent_dist.parameters)
+
+    def _predict(self, latents: torch.Tensor, timestep: float, **keywords: Any) -> torch.Tensor:
+        return self.unet(latents, timestep, **keywords, return_dict=False)[0]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.asarray(array), dtype=self.dtype)
+
+    def _nchw(self, array: np.ndarray) -> torch.Tensor:
+        return self._tensor(array).permute(0, 3, 1, 2).contiguous()
+
+
+class Reference(LatentDiffusion):
+    """A folder of Stable Diffusion 1.x or 2.x, with its text encoder and DDIM."""
+
+    def __init__(self, folder: str | Path, *, float64: bool = False, train_grid: tuple[int, int] | None = None):
+        super().__init__(folder, float64=float64, train_grid=train_grid)
+        self.tokenizer, self.text_encoder = open_text(CLIPTextModel, folder, "", self.dtype)
+        schedule: Any = DDIMScheduler.load_config(str(folder), subfolder="scheduler")
+        self.scheduler: Any = DDIMScheduler.from_config(schedule)
+
+    def token_ids(self, prompts: Sequence[str]) -> np.ndarray:
+        """[B, S] ids, padded to the tokenizer's length."""
+        return token_ids(self.tokenizer, prompts)
+
+    def text_states(self, prompts: Sequence[str]) -> np.ndarray:
+        """[B, S, D], the last hidden state after its norm."""
+        with torch.no_grad():
+            return self.text_encoder(torch.from_numpy(self.token_ids(prompts))).last_hidden_state.numpy()
+
+    def conditions(self, prompts: Sequence[str]) -> np.ndarray:
+        """The text states."""
+        return self.text_states(prompts)
+
+    def _keywords(self, context: np.ndarray) -> dict[str, Any]:
+        return {"encoder_hidden_states": self._tensor(context)}
 
     def ddim(
         self,
@@ -207,9 +233,9 @@ class Reference:
         self.scheduler.set_timesteps(steps)
         for timestep in self.scheduler.timesteps.tolist():
             if guide.strength == 1.0:
-                prediction = self._predict(current, timestep, guide.context[guide.batch :])
+                prediction = self._predict(current, timestep, encoder_hidden_states=guide.context[guide.batch :])
             else:
-                both = self._predict(torch.cat([current, current]), timestep, guide.context)
+                both = self._predict(torch.cat([current, current]), timestep, encoder_hidden_states=guide.context)
                 plain, captioned = both.chunk(2)
                 prediction = plain + guide.strength * (captioned - plain)
             current = self.scheduler.step(prediction, timestep, current, return_dict=False)[0]
@@ -221,15 +247,6 @@ class Reference:
             for name, layer in self.layers.items()
             if layer.record
         }
-
-    def _predict(self, latents: torch.Tensor, timestep: float, context: torch.Tensor) -> torch.Tensor:
-        return self.unet(latents, timestep, encoder_hidden_states=context, return_dict=False)[0]
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(np.asarray(array), dtype=self.dtype)
-
-    def _nchw(self, array: np.ndarray) -> torch.Tensor:
-        return self._tensor(array).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -243,6 +260,22 @@ def time_embedding(timesteps: np.ndarray, channels: int, *, flip_sin_to_cos: boo
     """[B, channels], diffusers' own sinusoid of the timesteps, in float32."""
     tensor = torch.from_numpy(np.asarray(timesteps))
     return get_timestep_embedding(tensor, channels, flip_sin_to_cos, downscale_freq_shift=shift).numpy()
+
+
+def open_text(kind: Any, folder: str | Path, suffix: str, dtype: torch.dtype) -> tuple[CLIPTokenizer, Any]:
+    """The tokenizer and the text encoder, of class `kind`, in the subfolders that end in `suffix`."""
+    with _no_progress_bar():
+        encoder = kind.from_pretrained(
+            str(folder), subfolder=f"text_encoder{suffix}", attn_implementation="sdpa", dtype=dtype
+        ).eval()
+    return CLIPTokenizer.from_pretrained(str(folder), subfolder=f"tokenizer{suffix}"), encoder
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> np.ndarray:
+    """[B, S] ids, padded to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    encoded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
+    return np.asarray(encoded["input_ids"])
 
 
 @contextmanager
