@@ -15,7 +15,7 @@ def print_model(info: ModelInfo, size: tuple[int, int] | None, console: Console)
 
     Raises UserError for a size that the model can't draw.
     """
-    tables = [_levels(info, size)]  # first, as it may raise
+    table = _levels(info, size)  # first, as it may raise
     height, width = info.train_size
     lines = {
         "model": info.name,
@@ -27,23 +27,26 @@ def print_model(info: ModelInfo, size: tuple[int, int] | None, console: Console)
     }
     for name, value in lines.items():
         console.print(f"{name + ':':15}{value}", highlight=False, markup=False, soft_wrap=True)
-    for table in tables:
-        console.print(table)
+    console.print(table)
 
 
 def _levels(info: ModelInfo, size: tuple[int, int] | None) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("level", "heads", "head width", "T"):
-        table.add_column(name, justify="right")
+    columns = {
+        "level": [str(level) for level in info.unet.attention_levels],
+        "heads": [str(info.unet.heads[level]) for level in info.unet.attention_levels],
+        "head width": [
+            str(info.unet.block_out_channels[level] // info.unet.heads[level]) for level in info.unet.attention_levels
+        ],
+        "T": [str(info.train_tokens[level]) for level in info.unet.attention_levels],
+    }
     if size is not None:
         bucket = info.bucket(*size)
-        for name in (f"N at {bucket}", "multiplier, entropy"):
-            table.add_column(name, justify="right")
         now, multipliers = info.tokens(bucket), info.multipliers(bucket, _ENTROPY)
-    for level in info.unet.attention_levels:
-        heads = info.unet.heads[level]
-        row = [str(level), str(heads), str(info.unet.block_out_channels[level] // heads), str(info.train_tokens[level])]
-        if size is not None:
-            row += [str(now[level]), f"{multipliers[level]:.3f}"]
+        columns[f"N at {bucket}"] = [str(now[level]) for level in info.unet.attention_levels]
+        columns["multiplier, entropy"] = [f"{multipliers[level]:.3f}" for level in info.unet.attention_levels]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for name in columns:
+        table.add_column(name, justify="right")
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table

@@ -344,7 +344,7 @@ class _Batch(NamedTuple):
 
     def of(self, rows: list[int]) -> "_Batch":
         """Some pictures of it."""
-        return jax.tree.map(lambda array: array[rows], self)
+        return jax.tree.map(lambda array: array[np.asarray(rows)], self)
 
 
 def _output(images: np.ndarray | None, latents: Latents, measured: Measured | None) -> Output:

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
+from .attention import accumulator
 from .first_stage import FirstStage, Pixels
 from .models import (
     AddedConditions,
@@ -201,12 +202,13 @@ class Programs:
 def conditioning(captions: Sequence[TextStates], time_ids: Sequence[float]) -> Conditioning:
     """What the UNet is told of a batch, from each caption's text states [1 ...]; `time_ids` where these are pooled."""
     states, pooled = zip(*captions, strict=True)
+    together = jnp.asarray(np.concatenate(states))
     if pooled[0] is None:
-        return Conditioning(np.concatenate(states))
-    texts = np.concatenate(pooled)
-    return Conditioning(
-        np.concatenate(states), AddedConditions(texts, np.tile(np.asarray(time_ids, texts.dtype), (len(texts), 1)))
-    )
+        return Conditioning(together)
+    texts = jnp.asarray(np.concatenate(pooled))
+    # Sizes have more digits than half precision.
+    sizes = np.tile(np.asarray(time_ids, accumulator(texts.dtype)), (len(texts), 1))
+    return Conditioning(together, AddedConditions(texts, jnp.asarray(sizes)))
 
 
 def _calls(request: Request) -> int:

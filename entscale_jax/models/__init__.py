@@ -1,16 +1,17 @@
-"""The models of Stable Diffusion and Latent Diffusion in NNX, with diffusers' module names and channels last."""
+"""The models of Stable Diffusion, Latent Diffusion and SDXL in NNX, with diffusers' module names and channels last."""
 
 from .autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from .clip_text import CLIPTextConfig, CLIPTextModel
+from .clip_text import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTextProjectionConfig
 from .conditioning import (
-    AddedConditions,
     Conditioning,
     LatentDiffusionText,
     StableDiffusionText,
+    StableDiffusionXLText,
     TextEncoders,
     TextStates,
 )
 from .ldm_bert import LDMBertConfig, LDMBertModel
+from .time_embedding import AddedConditions
 from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from .vq_model import VQModel, VQModelConfig
 
@@ -20,11 +21,14 @@ __all__ = [
     "AutoencoderKLConfig",
     "CLIPTextConfig",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPTextProjectionConfig",
     "Conditioning",
     "LDMBertConfig",
     "LDMBertModel",
     "LatentDiffusionText",
     "StableDiffusionText",
+    "StableDiffusionXLText",
     "TextEncoders",
     "TextStates",
     "UNet2DConditionConfig",

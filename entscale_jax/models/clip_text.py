@@ -1,4 +1,4 @@
-"""The text encoder of Stable Diffusion: CLIP's, of OpenAI (`quick_gelu`) or OpenCLIP (`gelu`)."""
+"""The text encoders of Stable Diffusion and SDXL: CLIP's, of OpenAI (`quick_gelu`) or OpenCLIP (`gelu`)."""
 
 import math
 from collections.abc import Mapping
@@ -16,9 +16,11 @@ from .config import read_config
 from .layers import Layers, activation
 
 States = Float[Array, "B T D"]
+Pooled = Float[Array, "B P"]
 
 _FIXED: Mapping[str, tuple] = {"model_type": ("clip_text_model",)}
-# What transformers writes into every config, or what acts only in training, on the pooled output or on other heads.
+# What transformers writes into every config, or what acts only in training or on other heads. projection_dim and
+# eos_token_id decide the pooled embedding alone: they are fields of the config that has one.
 _INERT = frozenset(
     {
         "architectures",
@@ -60,14 +62,35 @@ class CLIPTextConfig:
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
+    model: ClassVar = "CLIPTextModel"
+
     def __post_init__(self):
         if self.hidden_act not in ("gelu", "quick_gelu"):
-            raise UserError(f"CLIPTextModel: hidden_act={self.hidden_act!r}: implemented are 'gelu' and 'quick_gelu'")
+            raise UserError(f"{self.model}: hidden_act={self.hidden_act!r}: implemented are 'gelu' and 'quick_gelu'")
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "CLIPTextConfig":
         """From transformers' config.json. Raises UserError naming every field that is not implemented."""
-        return read_config(cls, raw, model="CLIPTextModel", fixed=_FIXED, inert=_INERT)
+        return read_config(cls, raw, model=cls.model, fixed=_FIXED, inert=_INERT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPTextProjectionConfig(CLIPTextConfig):
+    """Those fields, and the two that decide the pooled embedding, with transformers' defaults."""
+
+    projection_dim: int = 512
+    eos_token_id: int = 49407
+    """The first of these ids ends a text. 2 says instead, as in SDXL's own config, that the highest id does."""
+
+    model: ClassVar = "CLIPTextModelWithProjection"
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> "CLIPTextProjectionConfig":
+        """As `CLIPTextConfig.from_json`."""
+        for name in ("projection_dim", "eos_token_id"):
+            if not isinstance(raw.get(name, 0), int):
+                raise UserError(f"{cls.model}: {name}={raw[name]!r}: implemented is one whole number")
+        return read_config(cls, raw, model=cls.model, fixed=_FIXED, inert=_INERT)
 
 
 class CLIPTextModel(nnx.Module):
@@ -82,7 +105,39 @@ class CLIPTextModel(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> States:
         """[B T] ids -> [B T D] states. Each position sees those up to itself."""
-        return self.final_layer_norm(self.encoder(self.embeddings(tokens)))
+        return self.last(self.penultimate(tokens))
+
+    def penultimate(self, tokens: Int[Array, "B T"]) -> States:
+        """The states that the last layer reads, without a norm: transformers' `hidden_states[-2]`."""
+        return self.encoder.penultimate(self.embeddings(tokens))
+
+    def last(self, penultimate: States) -> States:
+        """The last hidden state after its norm, from what `penultimate` gave."""
+        return self.final_layer_norm(self.encoder.last(penultimate))
+
+
+class CLIPTextModelWithProjection(nnx.Module):
+    """Token ids to the two things that SDXL takes from its second encoder."""
+
+    def __init__(self, config: CLIPTextProjectionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype | type = jnp.float32):
+        self.config = config
+        self.text_model = CLIPTextModel(config, rngs=rngs, dtype=dtype)
+        self.text_projection = Layers(rngs, dtype).linear(config.hidden_size, config.projection_dim, use_bias=False)
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> tuple[States, Pooled]:
+        """The penultimate states, and the last one at the end of each text, normed and projected: `text_embeds`."""
+        states = self.text_model.penultimate(tokens)
+        ends = end_of_text(tokens, self.config.eos_token_id)
+        last = jnp.take_along_axis(self.text_model.last(states), ends[:, None, None], axis=1)[:, 0]
+        return states, self.text_projection(last)
+
+
+def end_of_text(tokens: Int[Array, "B T"], eos_token_id: int) -> Int[Array, "B"]:
+    """Where each text ends: its first `eos_token_id`, or for 2 its first highest id; 0 where there is none.
+
+    Source: transformers' `CLIPTextModel`. Configs older than its pull request 24773 say 2, whatever the tokenizer.
+    """
+    return jnp.argmax(tokens if eos_token_id == 2 else tokens == eos_token_id, axis=-1)
 
 
 class CLIPTextEmbeddings(nnx.Module):
@@ -106,11 +161,15 @@ class CLIPEncoder(nnx.Module):
     def __init__(self, config: CLIPTextConfig, make: Layers):
         self.layers = nnx.List(CLIPEncoderLayer(config, make) for _ in range(config.num_hidden_layers))
 
-    def __call__(self, hidden: States) -> States:
-        """[B T D] -> [B T D]."""
-        for layer in self.layers:
+    def penultimate(self, hidden: States) -> States:
+        """[B T D] -> [B T D], through all layers but the last."""
+        for layer in self.layers[:-1]:
             hidden = layer(hidden)
         return hidden
+
+    def last(self, hidden: States) -> States:
+        """[B T D] -> [B T D], through the last layer."""
+        return self.layers[-1](hidden)
 
 
 class CLIPEncoderLayer(nnx.Module):

@@ -3,38 +3,31 @@
 from abc import abstractmethod
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from .clip_text import CLIPTextModel
+from .clip_text import CLIPTextModel, CLIPTextModelWithProjection
 from .ldm_bert import LDMBertModel
-from .transformer import Context
+from .time_embedding import AddedConditions
 
 Tokens = tuple[Int[Array, "B T"], ...]
 """Token ids, one array for each tokenizer of the family."""
 
 
-class AddedConditions(NamedTuple):
-    """What SDXL's UNet adds to the embedding of the timestep, in diffusers' names."""
-
-    text_embeds: Float[Array, "B P"]
-    """The pooled text."""
-    time_ids: Float[Array, "B 6"]
-    """original height and width, crop top and left, target height and width, in pixels."""
-
-
 class Conditioning(NamedTuple):
     """Text states, with what SDXL wants beside them."""
 
-    states: Context
+    states: Float[Array, "B S C"]
     added: AddedConditions | None = None
 
 
 class TextStates(NamedTuple):
     """What a family's text encoders make of captions."""
 
-    states: Context
+    states: Float[Array, "B S C"]
     pooled: Float[Array, "B P"] | None = None
+    """SDXL's, of the second encoder."""
 
 
 class TextEncoders(nnx.Module):
@@ -76,3 +69,19 @@ class StableDiffusionText(TextEncoders):
 
     def __call__(self, tokens: Tokens) -> TextStates:
         return TextStates(self.text_encoder(tokens[0]))
+
+
+class StableDiffusionXLText(TextEncoders):
+    """The penultimate states of two CLIPs side by side, and the pooled embedding of the second."""
+
+    def __init__(self, text_encoder: CLIPTextModel, text_encoder_2: CLIPTextModelWithProjection):
+        self.text_encoder, self.text_encoder_2 = text_encoder, text_encoder_2
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(each.config.max_position_embeddings for each in (self.text_encoder, self.text_encoder_2))
+
+    def __call__(self, tokens: Tokens) -> TextStates:
+        first = self.text_encoder.penultimate(tokens[0])
+        second, pooled = self.text_encoder_2(tokens[1])
+        return TextStates(jnp.concatenate([first, second], axis=-1), pooled)

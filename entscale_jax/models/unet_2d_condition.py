@@ -1,6 +1,5 @@
-"""The text-conditioned UNet of Stable Diffusion 1.x and 2.x, whose self-attention layers know their level and its T."""
+"""The text-conditioned UNet of Stable Diffusion 1.x, 2.x and XL, whose self-attention knows its level and its T."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +12,10 @@ from ..attention import EntropyScaledAttention, Record
 from ..buckets import token_counts
 from ..errors import UserError
 from ..scales import Scaling
-from .conditioning import AddedConditions
 from .config import per_level, read_config
 from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
+from .time_embedding import TIME_IDS, AddedConditions, Time, TimestepEmbedding, added_embedding, timestep_embedding
 from .transformer import Context, Transformer2DModel
-
-Time = Float[Array, "batch features"]
 
 _FIXED: Mapping[str, tuple] = {
     "center_input_sample": (False,),
@@ -31,8 +28,6 @@ _FIXED: Mapping[str, tuple] = {
     "encoder_hid_dim_type": (None,),
     "dual_cross_attention": (False,),
     "class_embed_type": (None,),
-    "addition_embed_type": (None,),
-    "addition_time_embed_dim": (None,),
     "num_class_embeds": (None,),
     "resnet_time_scale_shift": ("default",),
     "resnet_skip_time_act": (False,),
@@ -44,23 +39,23 @@ _FIXED: Mapping[str, tuple] = {
     "time_cond_proj_dim": (None,),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
-    "projection_class_embeddings_input_dim": (None,),
     "attention_type": ("default",),
     "class_embeddings_concat": (False,),
     "mid_block_only_cross_attention": (None, False),
     "cross_attention_norm": (None,),
 }
-# Logits are accumulated in float32 in any case, which is what upcast_attention asks for; the heads of an embedding
-# that is refused above have nothing to act on.
+# Logits are accumulated in float32 in any case, which is what upcast_attention asks for; addition_embed_type_num_heads
+# acts on addition_embed_type="text" alone, which is refused.
 _INERT = frozenset({"dropout", "upcast_attention", "addition_embed_type_num_heads"})
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _MID = ("UNetMidBlock2DCrossAttn", None)
+_ADDITION = ("text_time", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNet2DConditionConfig:
-    """The fields of diffusers' `UNet2DConditionModel` that Stable Diffusion 1.x and 2.x use, with its defaults."""
+    """The fields of diffusers' `UNet2DConditionModel` that Stable Diffusion 1.x, 2.x and XL use, with its defaults."""
 
     sample_size: int | tuple[int, int]
     in_channels: int = 4
@@ -80,6 +75,12 @@ class UNet2DConditionConfig:
     """The number of heads, in spite of its name, unless `num_attention_heads` is given: diffusers' historic meaning."""
     num_attention_heads: int | tuple[int, ...] | None = None
     use_linear_projection: bool = False
+    addition_embed_type: str | None = None
+    """`text_time` where the UNet is conditioned on a pooled text embedding and on sizes too, as SDXL's is."""
+    addition_time_embed_dim: int | None = None
+    """Sines and cosines of each number of `AddedConditions.time_ids`."""
+    projection_class_embeddings_input_dim: int | None = None
+    """The width of all of `AddedConditions`: P + 6 addition_time_embed_dim."""
 
     def __post_init__(self):
         kinds = (("down_block_types", _DOWN), ("up_block_types", _UP))
@@ -94,15 +95,41 @@ class UNet2DConditionConfig:
                 raise UserError(
                     f"UNet2DConditionModel: {name}={getattr(self, name)!r}: only one whole number is implemented"
                 )
+        _ = self.depths  # raises for a wrong count
         for features, heads in zip(self.block_out_channels, self.heads, strict=True):
             if features % heads:
                 raise UserError(f"UNet2DConditionModel: {features} channels can't be shared by {heads} attention heads")
+        self._check_addition()
+
+    def _check_addition(self) -> None:
+        if self.addition_embed_type not in _ADDITION:
+            raise UserError(
+                f"UNet2DConditionModel: addition_embed_type={self.addition_embed_type!r}: implemented are {_ADDITION}"
+            )
+        for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            if (getattr(self, name) is None) != (self.addition_embed_type is None):
+                raise UserError(
+                    f"UNet2DConditionModel: {name}={getattr(self, name)!r} does not fit "
+                    f"addition_embed_type={self.addition_embed_type!r}: text_time needs it, None has no use for it"
+                )
+        if self.text_embeds_dim is not None and self.text_embeds_dim < 1:
+            raise UserError(
+                f"UNet2DConditionModel: projection_class_embeddings_input_dim="
+                f"{self.projection_class_embeddings_input_dim} leaves no room for text beside {TIME_IDS} numbers of "
+                f"addition_time_embed_dim={self.addition_time_embed_dim}"
+            )
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "UNet2DConditionConfig":
         """From diffusers' config.json. Raises UserError naming every field that is not implemented."""
         if raw.get("sample_size") is None:
             raise UserError("UNet2DConditionModel: sample_size is missing: the training size can't be known without it")
+        depths = raw.get("transformer_layers_per_block", 1)
+        if not isinstance(depths, int) and not all(isinstance(depth, int) for depth in depths):
+            raise UserError(
+                f"UNet2DConditionModel: transformer_layers_per_block={depths!r}: implemented is one whole number, or "
+                "one a level"
+            )
         return read_config(cls, raw, model="UNet2DConditionModel", fixed=_FIXED, inert=_INERT)
 
     @property
@@ -115,6 +142,27 @@ class UNet2DConditionConfig:
         """Attention heads of each level."""
         heads = self.num_attention_heads if self.num_attention_heads is not None else self.attention_head_dim
         return per_level(heads, self.levels, name="UNet2DConditionModel: attention_head_dim")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks of each attention of a level."""
+        name = "UNet2DConditionModel: transformer_layers_per_block"
+        return per_level(self.transformer_layers_per_block, self.levels, name=name)
+
+    @property
+    def attention_levels(self) -> tuple[int, ...]:
+        """The levels that have self-attention, finest 0: those whose token counts matter."""
+        down = (_DOWN[kind] for kind in self.down_block_types)
+        up = (_UP[kind] for kind in reversed(self.up_block_types))
+        middle = (level == self.levels - 1 and self.mid_block_type is not None for level in range(self.levels))
+        return tuple(level for level, blocks in enumerate(zip(down, up, middle, strict=True)) if any(blocks))
+
+    @property
+    def text_embeds_dim(self) -> int | None:
+        """P, the width of the pooled text embedding in `AddedConditions`; None for a UNet that takes none."""
+        if self.projection_class_embeddings_input_dim is None or self.addition_time_embed_dim is None:
+            return None
+        return self.projection_class_embeddings_input_dim - TIME_IDS * self.addition_time_embed_dim
 
     @property
     def train_grid(self) -> tuple[int, int]:
@@ -136,6 +184,8 @@ class UNet2DConditionModel(nnx.Module):
         self.config = config
         self.conv_in = make.conv(config.in_channels, widths[0])
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], make)
+        if config.projection_class_embeddings_input_dim is not None:
+            self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * widths[0], make)
         self.down_blocks = nnx.List(DownBlock(config, level, make) for level in range(config.levels))
         self.mid_block = None if config.mid_block_type is None else MidBlock(config, make)
         self.up_blocks = nnx.List(UpBlock(config, level, make) for level in reversed(range(config.levels)))
@@ -169,11 +219,11 @@ class UNet2DConditionModel(nnx.Module):
             context: text states.
             rule: the scale rule, static; None takes each layer's own (`entropy`).
             record: gets the mean entropy [B N] of each self-attention layer while tracing.
+            added: pooled text and sizes, for a UNet whose config has `addition_embed_type`.
+
+        Raises UserError where `added` is missing, or given to a UNet that takes none.
         """
-        frequencies = timestep_embedding(
-            timesteps, self.config.block_out_channels[0], self.config.flip_sin_to_cos, self.config.freq_shift
-        )
-        time = self.time_embedding(frequencies)
+        time = self._time(timesteps, added)
         hidden = self.conv_in(latents)
         skips = [hidden]
         for block in self.down_blocks:
@@ -185,28 +235,20 @@ class UNet2DConditionModel(nnx.Module):
             hidden = block(hidden, skips, time, context, rule, record)
         return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
 
-
-def timestep_embedding(
-    timesteps: Float[Array, "batch"], features: int, flip_sin_to_cos: bool, freq_shift: int
-) -> Float[Array, "batch features"]:
-    """Sines and cosines of the timesteps, in their dtype. Source: diffusers' `get_timestep_embedding`."""
-    half = features // 2
-    exponents = -math.log(10000.0) * jnp.arange(half, dtype=timesteps.dtype) / (half - freq_shift)
-    angles = timesteps[:, None] * jnp.exp(exponents)[None, :]
-    parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
-    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, features % 2)))
-
-
-class TimestepEmbedding(nnx.Module):
-    """Two dense layers on the sinusoids."""
-
-    def __init__(self, size_in: int, size_out: int, make: Layers):
-        self.linear_1 = make.linear(size_in, size_out)
-        self.linear_2 = make.linear(size_out, size_out)
-
-    def __call__(self, frequencies: Float[Array, "batch frequencies"]) -> Time:
-        """[batch size_in] -> [batch size_out]."""
-        return self.linear_2(nnx.silu(self.linear_1(frequencies)))
+    def _time(self, timesteps: Float[Array, "batch"], added: AddedConditions | None) -> Time:
+        config = self.config
+        sinusoid = config.flip_sin_to_cos, config.freq_shift
+        time = self.time_embedding(timestep_embedding(timesteps, config.block_out_channels[0], *sinusoid))
+        if config.addition_time_embed_dim is None:
+            if added is not None:
+                raise UserError("added was given to a UNet whose config has no addition_embed_type: leave it out")
+            return time
+        if added is None:
+            raise UserError(
+                f"added is missing: a UNet of addition_embed_type={config.addition_embed_type!r} is also told a pooled "
+                "text embedding and sizes; give AddedConditions(text_embeds, time_ids)"
+            )
+        return time + self.add_embedding(added_embedding(*added, config.addition_time_embed_dim, *sinusoid))
 
 
 class DownBlock(nnx.Module):
@@ -304,12 +346,11 @@ def _resnet(config: UNet2DConditionConfig, size_in: int, size_out: int, make: La
 
 
 def _transformer(config: UNet2DConditionConfig, level: int, make: Layers) -> Transformer2DModel:
-    depths = per_level(config.transformer_layers_per_block, config.levels, name="transformer_layers_per_block")
     return Transformer2DModel(
         config.block_out_channels[level],
         config.cross_attention_dim,
         config.heads[level],
-        depths[level],
+        config.depths[level],
         linear=config.use_linear_projection,
         groups=config.norm_num_groups,
         train_tokens=config.train_tokens[level],

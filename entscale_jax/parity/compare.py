@@ -14,7 +14,7 @@ from flax import nnx
 
 from ..buckets import Bucket
 from ..errors import UserError
-from ..models.unet_2d_condition import timestep_embedding
+from ..models.time_embedding import timestep_embedding
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from ..weights.folder import describe

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .reference import Reference
+from .reference import DiffusersFolder, Reference
 
 ENTROPY_MARGIN = 0.5
 """Nats by which each self-attention layer's mean entropy is below log T: a scale does nothing to uniform attention."""
@@ -105,10 +105,10 @@ def build(folder: Path, family: str, *, sample_size: int | tuple[int, int], seed
     `to_k` of self-attention are enlarged until each layer's mean entropy is `ENTROPY_MARGIN` below log T.
     """
     traits = FAMILIES[family]
-    tokenizer = _tokenizer(folder / "tokenizer", traits)
+    tokenizer = make_tokenizer(folder / "tokenizer", traits.text["max_position_embeddings"], traits.pad_token)
     parts = {
         "unet": _unet(traits, sample_size),
-        "vae": _autoencoder(),
+        "vae": make_autoencoder(),
         "text_encoder": _text_encoder(traits, tokenizer),
     }
     for offset, module in enumerate(parts.values()):
@@ -117,22 +117,22 @@ def build(folder: Path, family: str, *, sample_size: int | tuple[int, int], seed
     StableDiffusionPipeline(**parts, tokenizer=tokenizer, scheduler=traits.scheduler(), **absent).save_pretrained(
         folder
     )
-    _as_published(folder / "scheduler" / "scheduler_config.json")
+    as_published(folder / "scheduler" / "scheduler_config.json")
     sharpen(Reference(folder), folder, seed)
     return folder
 
 
-def margins(reference: Reference, seed: int = 0) -> dict[str, float]:
+def margins(reference: DiffusersFolder, seed: int = 0) -> dict[str, float]:
     """Nats between log T and the mean entropy of each self-attention layer at the training size, on random latents."""
     channels = reference.unet.config["in_channels"]
     latents = np.random.default_rng(seed).standard_normal((1, *reference.train_grid, channels))
-    context = reference.text_states(["a red circle"])
+    context = reference.conditions(["a red circle"])
     entropy = reference.entropies(latents, 500, context, "original")
     return {name: math.log(reference.layers[name].train_tokens) - float(rows.mean()) for name, rows in entropy.items()}
 
 
-def sharpen(reference: Reference, folder: Path, seed: int) -> None:
-    """Saves the UNet with each self-attention layer's `to_q` and `to_k` enlarged until it has `ENTROPY_MARGIN`."""
+def sharpen(reference: DiffusersFolder, folder: Path, seed: int) -> None:
+    """Enlarges `to_q` and `to_k` until every margin is `ENTROPY_MARGIN`, and saves the UNet in `folder`."""
     modules = dict(reference.unet.named_modules())
     uniform: list[str] = []
     for _ in range(_ATTEMPTS):
@@ -153,13 +153,15 @@ def _unet(traits: Family, sample_size: int | tuple[int, int]) -> UNet2DCondition
     return UNet2DConditionModel(**traits.unet, sample_size=sample_size, norm_num_groups=8)  # pyright: ignore[reportArgumentType]
 
 
-def _autoencoder() -> AutoencoderKL:
+def make_autoencoder(**fields: Any) -> AutoencoderKL:
+    """One that shrinks by 8."""
     config: dict[str, Any] = {
         "block_out_channels": (8, 12, 20, 28),
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "layers_per_block": 1,
         "norm_num_groups": 4,
+        **fields,
     }
     return AutoencoderKL(**config)
 
@@ -169,7 +171,7 @@ def _text_encoder(traits: Family, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), projection_dim=20, **ids, **traits.text))
 
 
-def _tokenizer(folder: Path, traits: Family) -> CLIPTokenizer:
+def make_tokenizer(folder: Path, length: int, pad_token: str) -> CLIPTokenizer:
     """CLIP's byte-level tokenizer with no merges: every character is a token."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(33, 127)]
@@ -178,17 +180,17 @@ def _tokenizer(folder: Path, traits: Family) -> CLIPTokenizer:
     (folder / "merges.txt").write_text("#version: 0.2\n")
     config = {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": traits.text["max_position_embeddings"],
+        "model_max_length": length,
         "bos_token": "<|startoftext|>",
         "eos_token": "<|endoftext|>",
         "unk_token": "<|endoftext|>",
-        "pad_token": traits.pad_token,
+        "pad_token": pad_token,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return CLIPTokenizer.from_pretrained(str(folder))
 
 
-def _as_published(path: Path) -> None:
+def as_published(path: Path) -> None:
     """Adds `clip_sample: false`, which Stable Diffusion's configs hold whatever their class; DDIM's default is true."""
     path.write_text(json.dumps({**json.loads(path.read_text()), "clip_sample": False}, indent=2))
 

@@ -5,6 +5,7 @@ Arrays go in and out as NumPy, NHWC.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ class Drawing:
     """Per layer [steps, B, heads] in nats, mean over rows; of guided pairs the captioned half; empty if unasked."""
 
 
-class Reference:
-    """A diffusers folder opened by PyTorch, in float32 or float64, with `SelfAttention` at every `attn1`.
+class DiffusersFolder(ABC):
+    """UNet and autoencoder of a diffusers folder, in float32 or float64, with `SelfAttention` at every `attn1`.
 
     `train_grid` (h, w) in latent cells overrides the UNet's `sample_size`.
     """
@@ -99,11 +100,6 @@ class Reference:
         self.dtype = torch.float64 if float64 else torch.float32
         self.unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=self.dtype).eval()
         self.vae: Any = self._open_vae(folder)
-        with _no_progress_bar():
-            self.text_encoder: Any = self._open_text_encoder(folder)
-        self.tokenizer: Any = self._open_tokenizer(folder)
-        schedule: Any = DDIMScheduler.load_config(folder, subfolder="scheduler")
-        self.scheduler: Any = DDIMScheduler.from_config(schedule)
         config = self.unet.config
         if float64:
             self.unet.time_proj = TimeProjection64(
@@ -112,17 +108,26 @@ class Reference:
         self.levels = len(config["block_out_channels"])
         self.train_grid = train_grid or _pair(config["sample_size"])
         self.layers = self._install()
+        schedule: Any = DDIMScheduler.load_config(folder, subfolder="scheduler")
+        self.scheduler: Any = DDIMScheduler.from_config(schedule)
 
     def _open_vae(self, folder: str) -> Any:
         return AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=self.dtype).eval()
 
-    def _open_text_encoder(self, folder: str) -> Any:
-        return CLIPTextModel.from_pretrained(
-            folder, subfolder="text_encoder", attn_implementation="sdpa", dtype=self.dtype
-        ).eval()
+    @abstractmethod
+    def conditions(self, prompts: Sequence[str], time_ids: Sequence[float] | None = None) -> Any:
+        """What `unet_once` takes as `context` for these prompts: an array, or a NamedTuple of arrays.
 
-    def _open_tokenizer(self, folder: str) -> Any:
-        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        `time_ids` are sizes in pixels where the UNet is told them, by default those of the training size.
+        """
+
+    def away(self, count: int, negative_prompt: str | None, time_ids: Sequence[float]) -> Any:
+        """What guidance leads away from, for so many prompts."""
+        return self.conditions([negative_prompt or ""] * count, time_ids)
+
+    @abstractmethod
+    def _keywords(self, context: Any) -> dict[str, Any]:
+        """The arguments of diffusers' UNet that hold `context`."""
 
     def _install(self) -> dict[str, SelfAttention]:
         processors = dict(self.unet.attn_processors)
@@ -155,26 +160,15 @@ class Reference:
             for layer in self.layers.values():
                 layer.record = None
 
-    def token_ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """[B, S] ids, padded to the tokenizer's length."""
-        length = self.tokenizer.model_max_length
-        encoded = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
-        return np.asarray(encoded["input_ids"])
-
-    def text_states(self, prompts: Sequence[str]) -> np.ndarray:
-        """[B, S, D], the last hidden state after its norm."""
-        with torch.no_grad():
-            return self.text_encoder(torch.from_numpy(self.token_ids(prompts))).last_hidden_state.numpy()
-
     def unet_once(
-        self, latents: np.ndarray, timestep: float, context: np.ndarray, rule: str, multiplier: Multiplier = 1.0
+        self, latents: np.ndarray, timestep: float, context: Any, rule: str, multiplier: Multiplier = 1.0
     ) -> np.ndarray:
         """[B, h, w, c], the UNet's output at one timestep."""
         with self._scaled(rule, multiplier):
-            return _nhwc(self._predict(self._nchw(latents), timestep, self._tensor(context)))
+            return _nhwc(self._predict(self._nchw(latents), timestep, **self._keywords(context)))
 
     def entropies(
-        self, latents: np.ndarray, timestep: float, context: np.ndarray, rule: str, multiplier: Multiplier = 1.0
+        self, latents: np.ndarray, timestep: float, context: Any, rule: str, multiplier: Multiplier = 1.0
     ) -> dict[str, np.ndarray]:
         """Per self-attention layer [B, heads]: the entropy of its rows in nats, mean over rows."""
         with self._recording():
@@ -200,27 +194,30 @@ class Reference:
         guidance: float,
         rule: str,
         multiplier: Multiplier = 1.0,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         measure_entropy: bool = False,
     ) -> Drawing:
         """DDIM with eta 0 and classifier-free guidance from the given initial `latents` [B, h, w, c]."""
-        context = self.text_states([negative_prompt] * len(prompts) + list(prompts))
-        guide = _Guide(len(prompts), guidance, self._tensor(context))
+        factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        height, width = (side * factor for side in latents.shape[1:3])
+        told = (height, width, 0, 0, height, width)
+        context = self.conditions(prompts, told)
+        if guidance != 1:
+            context = _joined(self.away(len(prompts), negative_prompt, told), context)
         with self._scaled(rule, multiplier), self._recording() if measure_entropy else nullcontext():
-            final = self._denoise(self._nchw(latents), guide, steps)
+            final = self._denoise(self._nchw(latents), self._keywords(context), steps, guidance)
             entropy = self._recorded(len(prompts))
         images = np.clip(self.decode(_nhwc(final)) / 2 + 0.5, 0, 1)
         return Drawing(_nhwc(final), images, entropy)
 
-    def _denoise(self, current: torch.Tensor, guide: "_Guide", steps: int) -> torch.Tensor:
+    def _denoise(self, current: torch.Tensor, keywords: dict[str, Any], steps: int, guidance: float) -> torch.Tensor:
         self.scheduler.set_timesteps(steps)
         for timestep in self.scheduler.timesteps.tolist():
-            if guide.strength == 1.0:
-                prediction = self._predict(current, timestep, guide.context[guide.batch :])
+            if guidance == 1:
+                prediction = self._predict(current, timestep, **keywords)
             else:
-                both = self._predict(torch.cat([current, current]), timestep, guide.context)
-                plain, captioned = both.chunk(2)
-                prediction = plain + guide.strength * (captioned - plain)
+                plain, captioned = self._predict(torch.cat([current, current]), timestep, **keywords).chunk(2)
+                prediction = plain + guidance * (captioned - plain)
             current = self.scheduler.step(prediction, timestep, current, return_dict=False)[0]
         return current
 
@@ -231,8 +228,8 @@ class Reference:
             if layer.record
         }
 
-    def _predict(self, latents: torch.Tensor, timestep: float, context: torch.Tensor) -> torch.Tensor:
-        return self.unet(latents, timestep, encoder_hidden_states=context, return_dict=False)[0]
+    def _predict(self, latents: torch.Tensor, timestep: float, **keywords: Any) -> torch.Tensor:
+        return self.unet(latents, timestep, **keywords, return_dict=False)[0]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.tensor(np.asarray(array), dtype=self.dtype)
@@ -241,17 +238,59 @@ class Reference:
         return self._tensor(array).permute(0, 3, 1, 2).contiguous()
 
 
-@dataclass(frozen=True)
-class _Guide:
-    batch: int
-    strength: float
-    context: torch.Tensor
+class Reference(DiffusersFolder):
+    """A folder of Stable Diffusion 1.x or 2.x, with its text encoder."""
+
+    def __init__(self, folder: str | Path, *, float64: bool = False, train_grid: tuple[int, int] | None = None):
+        super().__init__(folder, float64=float64, train_grid=train_grid)
+        self.tokenizer, self.text_encoder = self._open_text(str(folder))
+
+    def _open_text(self, folder: str) -> tuple[Any, Any]:
+        return open_text(CLIPTextModel, folder, "", self.dtype)
+
+    def token_ids(self, prompts: Sequence[str]) -> np.ndarray:
+        """[B, S] ids, padded to the tokenizer's length."""
+        return token_ids(self.tokenizer, prompts)
+
+    def text_states(self, prompts: Sequence[str]) -> np.ndarray:
+        """[B, S, D], the last hidden state after its norm."""
+        with torch.no_grad():
+            return self.text_encoder(torch.from_numpy(self.token_ids(prompts))).last_hidden_state.numpy()
+
+    def conditions(self, prompts: Sequence[str], time_ids: Sequence[float] | None = None) -> np.ndarray:
+        """The text states; this UNet is told no sizes."""
+        return self.text_states(prompts)
+
+    def _keywords(self, context: np.ndarray) -> dict[str, Any]:
+        return {"encoder_hidden_states": self._tensor(context)}
+
+
+def _joined(away: Any, towards: Any) -> Any:
+    if isinstance(towards, np.ndarray):
+        return np.concatenate([away, towards])
+    return type(towards)(*map(np.concatenate, zip(away, towards, strict=True)))
 
 
 def time_embedding(timesteps: np.ndarray, channels: int, *, flip_sin_to_cos: bool, shift: float) -> np.ndarray:
     """[B, channels], diffusers' own sinusoid of the timesteps, in float32."""
     tensor = torch.from_numpy(np.asarray(timesteps))
     return get_timestep_embedding(tensor, channels, flip_sin_to_cos, downscale_freq_shift=shift).numpy()
+
+
+def open_text(kind: Any, folder: str | Path, suffix: str, dtype: torch.dtype) -> tuple[CLIPTokenizer, Any]:
+    """The tokenizer and the text encoder, of class `kind`, in the subfolders that end in `suffix`."""
+    with _no_progress_bar():
+        encoder = kind.from_pretrained(
+            str(folder), subfolder=f"text_encoder{suffix}", attn_implementation="sdpa", dtype=dtype
+        ).eval()
+    return CLIPTokenizer.from_pretrained(str(folder), subfolder=f"tokenizer{suffix}"), encoder
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> np.ndarray:
+    """[B, S] ids, padded to the tokenizer's length."""
+    length = tokenizer.model_max_length
+    encoded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
+    return np.asarray(encoded["input_ids"])
 
 
 @contextmanager

@@ -24,11 +24,9 @@ class ReferenceLDM(Reference):
         kind = _FIRST_STAGES[config["_class_name"]]
         return kind.from_pretrained(folder, subfolder="vqvae", torch_dtype=self.dtype).eval()
 
-    def _open_text_encoder(self, folder: str) -> Any:
-        return LDMBertModel.from_pretrained(folder, subfolder="bert", dtype=self.dtype).eval()
-
-    def _open_tokenizer(self, folder: str) -> Any:
-        return BertTokenizer.from_pretrained(folder, subfolder="tokenizer", model_max_length=_LENGTH)
+    def _open_text(self, folder: str) -> tuple[Any, Any]:
+        tokenizer = BertTokenizer.from_pretrained(folder, subfolder="tokenizer", model_max_length=_LENGTH)
+        return tokenizer, LDMBertModel.from_pretrained(folder, subfolder="bert", dtype=self.dtype).eval()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """[B, h, w, c], latents before they are rounded to the codebook, or moments as `Reference` gives them."""

@@ -10,10 +10,13 @@ from ..models import (
     AutoencoderKLConfig,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTextProjectionConfig,
     LatentDiffusionText,
     LDMBertConfig,
     LDMBertModel,
     StableDiffusionText,
+    StableDiffusionXLText,
     TextEncoders,
     UNet2DConditionConfig,
     UNet2DConditionModel,
@@ -44,6 +47,7 @@ KINDS = {
     "AutoencoderKL": Kind(AutoencoderKLConfig.from_json, AutoencoderKL, _DIFFUSERS),
     "VQModel": Kind(VQModelConfig.from_json, VQModel, _DIFFUSERS),
     "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, _TRANSFORMERS),
+    "CLIPTextModelWithProjection": Kind(CLIPTextProjectionConfig.from_json, CLIPTextModelWithProjection, _TRANSFORMERS),
     "LDMBertModel": Kind(LDMBertConfig.from_json, LDMBertModel, _TRANSFORMERS),
 }
 _TOKENIZERS = {kind: (kind.value, f"{kind.value}Fast") for kind in TokenizerKind}
@@ -71,8 +75,6 @@ class Family:
     """Of the text encoders, in their order."""
     float32_decoding: bool = False
     """Whether the first stage overflows in half precision."""
-    takes_sizes: bool = False
-    """Whether the UNet is told sizes in pixels."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -127,7 +129,25 @@ LATENT_DIFFUSION = Family(
     },
     text=LatentDiffusionText,
 )
-FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION, LATENT_DIFFUSION)}
+STABLE_DIFFUSION_XL = Family(
+    name="Stable Diffusion XL",
+    pipeline="StableDiffusionXLPipeline",
+    first_stage="vae",
+    text_encoders=("text_encoder", "text_encoder_2"),
+    tokenizers=("tokenizer", "tokenizer_2"),
+    tokenizer_kind=TokenizerKind.CLIP,
+    classes={
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer": _TOKENIZERS[TokenizerKind.CLIP],
+        "tokenizer_2": _TOKENIZERS[TokenizerKind.CLIP],
+    },
+    text=StableDiffusionXLText,
+    float32_decoding=True,
+)
+FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION, LATENT_DIFFUSION, STABLE_DIFFUSION_XL)}
 
 
 def family_of(model: str, index: Mapping[str, Any]) -> Family:

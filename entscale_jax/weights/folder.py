@@ -112,7 +112,7 @@ class ModelInfo:
     @property
     def takes_sizes(self) -> bool:
         """Whether the UNet is told sizes in pixels, as SDXL's is."""
-        return self.family.takes_sizes
+        return self.unet.text_embeds_dim is not None
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
@@ -214,6 +214,12 @@ def _check_parts(info: ModelInfo) -> None:
         raise UserError(
             f"model {info.name!r}: the UNet attends to text states of width {info.unet.cross_attention_dim}, "
             f"its text gives {width}"
+        )
+    pooled = getattr(info.text_encoders[-1], "projection_dim", None)
+    if info.unet.text_embeds_dim != pooled:
+        raise UserError(
+            f"model {info.name!r}: the UNet takes pooled text of width {info.unet.text_embeds_dim}, "
+            f"its text gives {pooled}"
         )
     _ = info.train_tokens  # raises where the training grid is too small for the levels
 

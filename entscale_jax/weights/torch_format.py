@@ -46,7 +46,7 @@ def load_parameters(build: Callable[[], nnx.Module], file: Path, dtype: jnp.dtyp
     """
     module = nnx.eval_shape(build)
     unread, (graph, abstract) = _unread(module), nnx.split(module)
-    wanted = {torch_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
+    wanted = {canonical_name(torch_name(path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     shapes = {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}
     flat = []
     try:
