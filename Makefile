@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep scenes-study scenes-measure test test-full check format clean
+.PHONY: help setup sweep scenes-study scenes-measure parity test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,11 +48,17 @@ scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md
 	@$(BIN)/python -m entscale_jax.parity.float16 docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.detector docs/scenes.md
 
+parity: $(STAMP) ## Compare every family with PyTorch for docs/parity.md and the README: minutes a model
+	@$(BIN)/python -m entscale_jax.parity.document docs/parity.md README.md
+
+test-hub: $(STAMP) ## Open and draw the published checkpoints, beside PyTorch: downloads some 40 GB
+	@HF_HUB_OFFLINE=0 $(BIN)/pytest -m hub
+
 test: $(STAMP) ## Run the tests, without the heavy ones
-	@$(BIN)/pytest -m "not full"
+	@$(BIN)/pytest -m "not full and not hub"
 
 test-full: $(STAMP) ## Run every test
-	@$(BIN)/pytest
+	@$(BIN)/pytest -m "not hub"
 
 check: $(STAMP) ## The gate: formatting, lint, types, import direction, tests
 	$(BIN)/ruff format --check .

@@ -80,7 +80,38 @@ def test_several_captions_are_numbered(entscale, tiny_folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pair-0.png", "pair-1.png"]
 
 
-@pytest.mark.parametrize("command", [(), ("generate",), ("sweep",), ("report",), ("parity",), ("train", "scenes")])
+def test_generate_from_a_picture_draws_at_its_size(entscale, tiny_folder, tmp_path):
+    given, made = tmp_path / "given.png", tmp_path / "made.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (22, 30), np.uint8)).save(given)  # grey
+    options = ("--model", tiny_folder, "--image", given, "--strength", 0.5, "--steps", 2, "--sampler", "euler")
+    assert entscale("generate", "a red circle", *options, "-o", made)[0] == 0
+    assert np.asarray(Image.open(made)).shape == (22, 30, 3)
+    record = read_text(made)
+    assert {"image": str(given), "strength": "0.5", "size": "30x22"}.items() <= record.items()
+    assert json.loads(record["sampler"])["name"] == "euler"
+
+
+def test_inspect_prints_a_model_from_its_configs_alone(entscale, broken):
+    for file in broken.rglob("*.safetensors"):
+        file.unlink()
+    code, out, _ = entscale("inspect", broken, "--size", "64x64")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines() if line.strip()]
+    assert ["family:", "Stable", "Diffusion"] in lines
+    assert ["training", "size:", "32x32"] in lines
+    # 8x8 cells in training, 16x16 now: sqrt(log 256 / log 64) and sqrt(log 64 / log 16).
+    assert ["0", "2", "8", "64", "256", "1.155"] in lines
+    assert ["1", "4", "8", "16", "64", "1.225"] in lines
+
+
+def test_inspect_refuses(entscale, tiny_folder, tmp_path):
+    refused(entscale("inspect", tiny_folder, "--size", "4x4"), "1 token at the deepest of 2 levels")
+    refused(entscale("inspect", tmp_path / "missing"), "does not exist")
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("generate",), ("inspect",), ("sweep",), ("report",), ("parity",), ("train", "scenes")]
+)
 def test_help_of_every_command(entscale, command):
     code, out, _ = entscale(*command, "--help")
     assert code == 0
@@ -101,6 +132,8 @@ def test_help_of_every_command(entscale, command):
         (("--steps", "0"), ("steps is 0", "1 to 1000")),
         (("--train-size", "4x4"), ("1 token at the deepest",)),
         (("--seed", "-1"), ("seed -1",)),
+        (("--image", "missing.png"), ("--image missing.png can't be read as a picture",)),
+        (("--sampler", "heun"), ("sampler 'heun' is none", "ddim, pndm, euler")),
         (("--out", "picture.jpg"), ("no .png file",)),
         (("--out", "no/such/folder/a.png"), ("folder no/such/folder does not exist",)),
     ],

@@ -215,7 +215,7 @@ class UNet2DConditionModel(nnx.Module):
 
         Args:
             latents: noisy latents, scaled as the schedule asks.
-            timesteps: one a picture, in the latents' dtype.
+            timesteps: one a picture, in float32 or wider: half precision has no 999.
             context: text states.
             rule: the scale rule, static; None takes each layer's own (`entropy`).
             record: gets the mean entropy [B N] of each self-attention layer while tracing.
@@ -238,7 +238,8 @@ class UNet2DConditionModel(nnx.Module):
     def _time(self, timesteps: Float[Array, "batch"], added: AddedConditions | None) -> Time:
         config = self.config
         sinusoid = config.flip_sin_to_cos, config.freq_shift
-        time = self.time_embedding(timestep_embedding(timesteps, config.block_out_channels[0], *sinusoid))
+        waves = timestep_embedding(timesteps, config.block_out_channels[0], *sinusoid)
+        time = self.time_embedding(waves.astype(self.conv_in.kernel[...].dtype))
         if config.addition_time_embed_dim is None:
             if added is not None:
                 raise UserError("added was given to a UNet whose config has no addition_embed_type: leave it out")

@@ -18,6 +18,8 @@ SINGLE = "rounding of float32, in another order, over some hundred layers"
 BOUNDS = {
     ("text encoder", "float64"): Bound(1e-9, "1.3e-15", ROUNDING),
     ("text encoder", "float32"): Bound(1e-5, "5.0e-07", SINGLE),
+    ("pooled text", "float64"): Bound(1e-9, "8.3e-16", ROUNDING),
+    ("pooled text", "float32"): Bound(1e-5, "5.0e-07", SINGLE),
     ("time embedding", "float64"): Bound(
         1e-4, "3.6e-05", "diffusers computes the angles, up to 999, in float32: the error is absolute"
     ),

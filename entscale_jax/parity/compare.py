@@ -20,8 +20,15 @@ from ..scales import ScaleRule, Scaling
 from ..weights.folder import describe
 from . import reference
 from .bounds import BOUNDS, CONTROL_DDIM, CONTROL_MULTIPLIER, CONTROL_UNET, IMAGE_QUANTILE
-from .reference import Drawing, Reference
+from .reference import DiffusersFolder, Drawing, Reference
+from .reference_ldm import ReferenceLDM
+from .reference_sdxl import ReferenceSDXL
 
+REFERENCES: dict[str, Any] = {
+    "StableDiffusionPipeline": Reference,
+    "LDMTextToImagePipeline": ReferenceLDM,
+    "StableDiffusionXLPipeline": ReferenceSDXL,
+}
 CAPTIONS = ("a red circle", "a blue square")
 TIMESTEP = 481
 
@@ -81,7 +88,7 @@ def compare(
         info.sampler("ddim").table(steps)
     with precision(float64):
         pair = Pair(model, float64=float64, train_size=train_size)
-        rows = [pair.text(), pair.time_embedding(), pair.decode(bucket)]
+        rows = [*pair.text(), pair.time_embedding(), pair.decode(bucket)]
         for scaling in scalings:
             rows += pair.unet_rows(bucket, scaling)
         if steps is not None:
@@ -134,23 +141,32 @@ class Pair:
         self.pipe = TextToImage.from_pretrained(model, dtype=jnp.dtype(self.dtype), train_size=train_size)
         self.info = self.pipe.info
         grid = None if train_size is None else Bucket(*train_size).latent(self.info.latent_factor)
-        self.reference = Reference(self.info.folder, float64=float64, train_grid=grid)
+        opened = REFERENCES[self.info.family.pipeline]
+        self.reference: DiffusersFolder = opened(self.info.folder, float64=float64, train_grid=grid)
 
     @cached_property
-    def context(self) -> np.ndarray:
-        """Text states of `CAPTIONS`, those of PyTorch, so that no module inherits another's error."""
-        return self.reference.text_states(CAPTIONS)
+    def context(self) -> Any:
+        """What PyTorch's UNet is told of `CAPTIONS`. Ours is told the same, so that no module inherits another's error.
+
+        An array of text states, or for SDXL a tuple of them, the pooled text, and sizes.
+        """
+        return self.reference.conditions(CAPTIONS)
 
     def noise(self, bucket: Bucket, seed: int = 0) -> np.ndarray:
         """Unit noise for `CAPTIONS` [B, h, w, c]."""
         shape = (len(CAPTIONS), *bucket.latent(self.info.latent_factor), self.info.vae.latent_channels)
         return np.random.default_rng(seed).standard_normal(shape).astype(self.dtype)
 
-    def text(self) -> Row:
-        """The text encoder, each side with its own tokenizer."""
+    def text(self) -> list[Row]:
+        """The text encoders, each side with its own tokenizers; for SDXL the pooled text too."""
         tokens = tuple(tokenizer(CAPTIONS) for tokenizer in self.pipe.tokenizers)
-        error = relative_error(call(self.pipe.text, tokens).states, self.reference.text_states(CAPTIONS))
-        return self._row("text encoder", "-", "-", error)
+        found, expected = call(self.pipe.text, tokens), self.reference.conditions(CAPTIONS)
+        if found.pooled is None:
+            return [self._row("text encoder", "-", "-", relative_error(found.states, expected))]
+        return [
+            self._row("text encoder", "-", "-", relative_error(found.states, expected.text_states)),
+            self._row("pooled text", "-", "-", relative_error(found.pooled, expected.text_embeds)),
+        ]
 
     def time_embedding(self) -> Row:
         """The sinusoids of all timesteps against diffusers' own; the error is absolute."""
@@ -171,7 +187,9 @@ class Pair:
         """Errors of one call of the UNet under `scaling`, held against the reference under each of `against`."""
         latents = self.noise(bucket)
         timesteps = np.full(len(CAPTIONS), TIMESTEP, self.dtype)
-        got = call(self.pipe.unet, latents, timesteps, self.context, rule=scaling)
+        states, *added = (self.context,) if isinstance(self.context, np.ndarray) else self.context
+        extra = {"added": AddedConditions(*added)} if added else {}
+        got = call(self.pipe.unet, latents, timesteps, states, traced=extra, rule=scaling)
         expected = [
             self.reference.unet_once(latents, TIMESTEP, self.context, other.rule.value, other.multiplier)
             for other in against
@@ -234,8 +252,8 @@ class Pair:
 
     def rules_differ(self, bucket: Bucket, scaling: Scaling) -> bool:
         """Whether each level's multiplier is far enough from the other rule's for a control."""
-        pairs = zip(*(self.info.multipliers(bucket, each) for each in (scaling, _other(scaling))), strict=True)
-        return all(abs(one - another) >= CONTROL_MULTIPLIER for one, another in pairs)
+        one, other = (self.info.multipliers(bucket, each) for each in (scaling, _other(scaling)))
+        return all(abs(one[level] - other[level]) >= CONTROL_MULTIPLIER for level in self.info.unet.attention_levels)
 
     def _row(self, module: str, size: str, rule: str, error: float) -> Row:
         return Row(module, size, rule, error, BOUNDS[module, self.dtype.name].limit)
@@ -245,11 +263,17 @@ def _other(scaling: Scaling) -> Scaling:
     return Scaling(ScaleRule.ENTROPY if scaling.rule is ScaleRule.ORIGINAL else ScaleRule.ORIGINAL)
 
 
-def call(module: nnx.Module, *arrays: Any, method: str = "__call__", **static: Any) -> Any:
-    """The module's method on arrays or trees of them, compiled with its weights as arguments; NumPy in and out."""
+def call(
+    module: nnx.Module, *arrays: Any, method: str = "__call__", traced: Mapping[str, Any] | None = None, **static: Any
+) -> Any:
+    """The module's method on arrays or trees of them, compiled with its weights as arguments; NumPy in and out.
+
+    `traced` are arrays by name, `static` everything else by name.
+    """
     graph, weights = nnx.split(module)
 
-    def call(weights: nnx.State, *arrays: Any) -> Any:
-        return getattr(nnx.merge(graph, weights), method)(*arrays, **static)
+    def call(weights: nnx.State, arrays: Any, named: Any) -> Any:
+        return getattr(nnx.merge(graph, weights), method)(*arrays, **named, **static)
 
-    return jax.tree.map(np.asarray, jax.jit(call)(weights, *jax.tree.map(jnp.asarray, arrays)))
+    inputs = jax.tree.map(jnp.asarray, (arrays, dict(traced or {})))
+    return jax.tree.map(np.asarray, jax.jit(call)(weights, *inputs))

@@ -1,8 +1,9 @@
-"""Measures the tables of docs/parity.md: `python -m entscale_jax.parity.document docs/parity.md`, minutes a model."""
+"""Measures the tables of docs/parity.md and the README's first: `make parity`, minutes a model."""
 
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,49 +11,105 @@ from ..buckets import Bucket
 from ..errors import UserError
 from ..marks import find_section, replace_section, table
 from ..scales import ScaleRule, Scaling
-from ..weights.folder import describe
-from . import random_models
+from ..weights.folder import ModelInfo, describe
+from . import random_ldm, random_models, random_sdxl
 from .bounds import BOUNDS
 from .compare import Pair, Row, precision
 
-SECTION = "parity"
+SECTION, README_SECTION = "parity", "works"
 GRIDS = ((7, 13), (15, 8), (19, 25), (27, 18), (28, 28))
 """Latent cells (h, w), besides the training grid."""
 RULES = (Scaling(ScaleRule.ORIGINAL), Scaling(ScaleRule.ENTROPY))
 STEPS, GUIDANCE = 25, 5.0
-RANDOM = (("random SD 1.x", "sd1", 16), ("random SD 2.x", "sd2", (12, 20)))
 
 _BUILT_IN = Path(__file__).parents[1] / "scenes" / "model"
 _COLUMNS = ("VAE decode", "UNet", "UNet, other rule", "DDIM latents", "DDIM, other rule", "DDIM images")
 
 
-def main(document: Path) -> None:
-    """Measures, and replaces section `parity` of `document`. Raises UserError, at once, where it has none."""
+@dataclass(frozen=True)
+class Compared:
+    """One model at all sizes, in float64 module by module and in float32 as it draws."""
+
+    name: str
+    info: ModelInfo
+    double: list[Row]
+    single: list[Row]
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """Sizes that it was compared at."""
+        factor = self.info.latent_factor
+        return [Bucket(h * factor, w * factor) for h, w in (self.info.train_grid, *GRIDS)]
+
+    def worst(self, module: str) -> float:
+        """The largest error of a module, or for a control the smallest, over sizes and rules."""
+        rows = [row for row in self.double + self.single if row.module == module]
+        return min(row.error for row in rows) if rows[0].control else max(row.error for row in rows)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every figure meets its bound."""
+        return all(row.passed for row in self.double + self.single)
+
+
+def main(document: Path, readme: Path) -> None:
+    """Measures, and replaces section `parity` of `document` and `works` of `readme`.
+
+    Raises UserError, at once, where one of them has no such section.
+    """
     find_section(document, SECTION)
+    find_section(readme, README_SECTION)
     with tempfile.TemporaryDirectory() as folder:
-        sections = [_section(name, model) for name, model in _models(Path(folder))]
+        found = [_compared(name, model) for name, model in _models(Path(folder))]
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "diffusers", "transformers"))
-    body = [f"With {versions}, on a CPU.", *sections, "## Bounds", _bounds()]
+    body = [f"With {versions}, on a CPU.", *map(_section, found), "## Bounds", _bounds()]
     replace_section(document, SECTION, ["\n\n".join(body)])
+    replace_section(readme, README_SECTION, works(found))
+
+
+def works(found: Sequence[Compared]) -> list[str]:
+    """The README's table: what opens, and how far it is from PyTorch at worst."""
+    header = ("", "works", "UNet in float64", "the other rule there", "pictures in float32, of 1/255")
+    lines = [
+        (
+            each.name,
+            "yes" if each.passed else "FAILED",
+            f"{each.worst('UNet'):.1e}",
+            f"{each.worst('UNet, other rule'):.1e}",
+            f"{each.worst('DDIM images'):.2f}",
+        )
+        for each in found
+    ]
+    return table(header, lines)
 
 
 def _models(folder: Path) -> Iterator[tuple[str, Path | str]]:
-    for seed, (name, family, size) in enumerate(RANDOM):
-        yield name, random_models.build(folder / family, family, sample_size=size, seed=seed)
+    build = random_models.build
+    yield "Stable Diffusion 1.x", build(folder / "sd1", "sd1", sample_size=16, seed=0)
+    yield "Stable Diffusion 2.x, v-prediction", build(folder / "sd2", "sd2", sample_size=(12, 20), seed=1)
+    yield "Latent Diffusion, AutoencoderKL", random_ldm.build(folder / "kl", "kl", sample_size=16, seed=0)
+    yield "Latent Diffusion, VQModel", random_ldm.build(folder / "vq", "vq", sample_size=(12, 20), seed=1)
+    yield "Stable Diffusion XL", random_sdxl.build(folder / "sdxl", sample_size=(12, 20))
     if _BUILT_IN.is_dir():
-        yield "scenes", "scenes"
+        yield "the built-in model, scenes", "scenes"
 
 
-def _section(name: str, model: Path | str) -> str:
-    info = describe(model)
-    height, width = info.train_grid
-    buckets = [Bucket(h * info.latent_factor, w * info.latent_factor) for h, w in (info.train_grid, *GRIDS)]
-    double, single = (_rows(model, buckets, float64) for float64 in (True, False))
-    text = ", ".join(f"{row.module} {row.error:.1e}" for row in double if row.size == "-")
-    lines = [_line(double, single, bucket, scaling) for bucket in buckets for scaling in RULES]
-    header = ("size", "rule", *_COLUMNS)
-    cells = "\n".join(table(header, lines))
-    return f"## {name}: trained on {width}x{height} cells, {info.levels} levels\n\nIn float64: {text}.\n\n{cells}"
+def _compared(name: str, model: Path | str) -> Compared:
+    compared = Compared(name, describe(model), [], [])
+    for rows, float64 in ((compared.double, True), (compared.single, False)):
+        rows += _rows(model, compared.buckets, float64)
+    return compared
+
+
+def _section(compared: Compared) -> str:
+    height, width = compared.info.train_grid
+    text = ", ".join(f"{row.module} {row.error:.1e}" for row in compared.double if row.size == "-")
+    lines = [
+        _line(compared.double, compared.single, bucket, scaling) for bucket in compared.buckets for scaling in RULES
+    ]
+    cells = "\n".join(table(("size", "rule", *_COLUMNS), lines))
+    trained = f"trained on {width}x{height} cells, {compared.info.levels} levels"
+    return f"## {compared.name}: {trained}\n\nIn float64: {text}.\n\n{cells}"
 
 
 def _rows(model: Path | str, buckets: Sequence[Bucket], float64: bool) -> list[Row]:
@@ -61,7 +118,7 @@ def _rows(model: Path | str, buckets: Sequence[Bucket], float64: bool) -> list[R
         if not float64:
             options = {"steps": STEPS, "guidance": GUIDANCE}
             return [row for each in buckets for scaling in RULES for row in pair.ddim_rows(each, scaling, **options)]
-        rows = [pair.text(), pair.time_embedding(), *map(pair.decode, buckets)]
+        rows = [*pair.text(), pair.time_embedding(), *map(pair.decode, buckets)]
         return rows + [row for each in buckets for scaling in RULES for row in pair.unet_rows(each, scaling)]
 
 
@@ -84,8 +141,10 @@ def _bounds() -> str:
 
 if __name__ == "__main__":
     _parser = argparse.ArgumentParser(description="Measures the tables of parity.")
-    _parser.add_argument("document", type=Path, help="Markdown with the section's marks, such as docs/parity.md")
+    _parser.add_argument("document", type=Path, help="Markdown with the marks of section parity: docs/parity.md")
+    _parser.add_argument("readme", type=Path, help="Markdown with the marks of section works: README.md")
+    _arguments = _parser.parse_args()
     try:
-        main(_parser.parse_args().document)
+        main(_arguments.document, _arguments.readme)
     except UserError as error:
         _parser.exit(2, f"{error}\n")

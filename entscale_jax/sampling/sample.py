@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from ..attention import accumulator
 from ..models import Conditioning, UNet2DConditionModel
 from ..scales import ScaleRule, Scaling
 from .sampler import Latents, Memory, Sampler
@@ -92,7 +93,7 @@ def denoise(
         inputs = (latents * scale).astype(dtype)
         if unconditional is not None:
             inputs = jnp.concatenate([inputs, inputs])
-        timesteps = jnp.broadcast_to(timestep.astype(dtype), inputs.shape[:1])
+        timesteps = jnp.broadcast_to(timestep.astype(accumulator(dtype)), inputs.shape[:1])
         output = unet(inputs, timesteps, text, scaling, record if measure_entropy else None, added)
         output = output.astype(latents.dtype)
         if unconditional is not None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from entscale_jax.errors import UserError
 from entscale_jax.parity import Row, compare, exit_status, markdown, print_table
 from entscale_jax.parity.bounds import BOUNDS
-from entscale_jax.parity.compare import image_error, relative_error
+from entscale_jax.parity.compare import REFERENCES, image_error, relative_error
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,8 +68,8 @@ def test_other_weights_fail(folders, tmp_path, monkeypatch):
     tensors = load_file(file)
     tensors["conv_in.weight"][0, 0, 0, 0] += 1e-3
     save_file(tensors, file, metadata={"format": "pt"})
-    opened = compare.__globals__["Reference"]
-    monkeypatch.setitem(compare.__globals__, "Reference", lambda _, **options: opened(folders["sd1"], **options))
+    opened = REFERENCES["StableDiffusionPipeline"]
+    monkeypatch.setitem(REFERENCES, "StableDiffusionPipeline", lambda _, **options: opened(folders["sd1"], **options))
     rows = compare(altered, size=(104, 56), rules=["original"])
     assert [row.module for row in rows if not row.passed] == ["UNet"]
     assert exit_status(rows) == 1

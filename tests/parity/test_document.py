@@ -15,9 +15,11 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(document, "_models", lambda _: iter(()))
     file = tmp_path / "parity.md"
     file.write_text(f"before\n\n{BEGIN}\nold\n{END}\nafter\n")
-    document.main(file)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n".replace("parity", "works"))
+    document.main(file, readme)
     once = file.read_text()
-    document.main(file)
+    document.main(file, readme)
     assert file.read_text() == once
     assert once.startswith(f"before\n\n{BEGIN}\n")
     assert once.endswith(f"{END}\nafter\n")

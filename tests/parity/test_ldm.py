@@ -28,7 +28,7 @@ from entscale_jax.models import (
 )
 from entscale_jax.models.layers import Layers
 from entscale_jax.models.vq_model import VectorQuantizer
-from entscale_jax.parity import random_ldm, random_models
+from entscale_jax.parity import random_models
 from entscale_jax.parity.bounds import CONTROL_UNET
 from entscale_jax.parity.compare import CAPTIONS, TIMESTEP, call, precision, relative_error
 from entscale_jax.parity.reference_ldm import ReferenceLDM
@@ -37,8 +37,7 @@ from entscale_jax.weights.torch_format import AbstractRngs, load_parameters
 
 BOUND = 1e-9
 CONTROL = 100 * BOUND
-TRAINING = {"kl": 16, "vq": (12, 20)}
-"""Latent cells: 16, 8, 4, 2 and 12x20, 6x10, 3x5, 2x3."""
+TRAINING = ("kl", "vq")
 GRIDS = {
     "kl": ((7, 13), (15, 9), (19, 25), (27, 18), (29, 31)),
     "vq": ((9, 11), (7, 13), (17, 29), (29, 17), (25, 31)),
@@ -66,12 +65,8 @@ class Opened:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("random_ldm")
-    return {
-        kind: random_ldm.build(root / kind, kind, sample_size=size, seed=seed)
-        for seed, (kind, size) in enumerate(TRAINING.items())
-    }
+def folders(folders):
+    return {kind: folders[f"ldm-{kind}"] for kind in ("kl", "vq")}
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMTextToImagePipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
@@ -14,6 +16,8 @@ from parity_cases import SCENES
 
 from entscale_jax.parity.compare import image_error, precision
 from entscale_jax.parity.reference import Reference
+from entscale_jax.parity.reference_ldm import ReferenceLDM
+from entscale_jax.parity.reference_sdxl import ReferenceSDXL
 from entscale_jax.pipeline import TextToImage
 from entscale_jax.sampling import call_noise
 
@@ -28,7 +32,7 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
-GRIDS = {"sd1": (9, 7), "sd2": (7, 11), "scenes": (16, 16)}
+GRIDS = {"sd1": (9, 7), "sd2": (7, 11), "scenes": (16, 16), "ldm-kl": (9, 7), "ldm-vq": (7, 11), "sdxl": (9, 7)}
 """Latent cells (h, w)."""
 
 
@@ -54,14 +58,16 @@ def opened(folders):
     return open_once
 
 
-def _in_torch(kind, folder, sampler, rule, **arguments):
+def _in_torch(kind, folder, sampler, rule, *, opened_by=Reference, **arguments):
     """What PyTorch's pipeline draws, with the reference's UNet, whose self-attention passes the scale of `rule` on."""
-    reference = Reference(folder)
+    reference = opened_by(folder)
     # diffusers' image to image compares it with 64, and can't where it is a pair; nothing else reads it there.
     reference.unet.register_to_config(sample_size=64)
     pipeline = kind.from_pretrained(folder, unet=reference.unet)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = SCHEDULERS[sampler].from_config(pipeline.scheduler.config)
+    # Stable Diffusion's own PNDM; configs of other samplers don't say it, and diffusers' default is another.
+    own = {"skip_prk_steps": True} if sampler == "pndm" else {}
+    pipeline.scheduler = SCHEDULERS[sampler].from_config(pipeline.scheduler.config, **own)
     with reference._scaled(rule, 1.0):
         return pipeline(
             CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", **arguments
@@ -72,8 +78,8 @@ def _nchw(array):
     return torch.tensor(np.asarray(array)).permute(0, 3, 1, 2).contiguous()
 
 
-def _noise(model, seed=1):
-    return np.random.default_rng(seed).standard_normal((2, *GRIDS[model], 4)).astype(np.float32)
+def _noise(model, channels=4):
+    return np.random.default_rng(1).standard_normal((2, *GRIDS[model], channels)).astype(np.float32)
 
 
 CASES = [
@@ -118,4 +124,52 @@ def test_image_to_image(opened, model, sampler, rule, monkeypatch):
     options |= {"image": images, "strength": 0.6, "seed": 5}
     assert image_error(pipe(CAPTIONS, **options).images, expected) <= 1.0
     for wrong in ({"strength": 0.4}, {"seed": 6}, {"image": images[::-1]}):
+        assert image_error(pipe(CAPTIONS, **options | wrong).images, expected) > 1.0, wrong
+
+
+@pytest.mark.parametrize(("model", "sampler", "rule"), [("ldm-kl", "ddim", "entropy"), ("ldm-vq", "pndm", "original")])
+def test_latent_diffusion(opened, model, sampler, rule):
+    folder, pipe = opened(model)
+    noise, (height, width) = _noise(model, pipe.info.vae.latent_channels), (8 * side for side in GRIDS[model])
+    static = {"height": height, "width": width}
+    expected = _in_torch(
+        LDMTextToImagePipeline, folder, sampler, rule, opened_by=ReferenceLDM, latents=_nchw(noise), **static
+    )
+    options = {"steps": STEPS, "guidance": GUIDANCE, "sampler": sampler, "latents": noise, "rule": rule, **static}
+    assert image_error(pipe(CAPTIONS, **options).images, expected) <= 1.0
+    for wrong in ({"rule": "fixed", "multiplier": 0.5}, {"guidance": 4.0}):
+        assert image_error(pipe(CAPTIONS, **options | wrong).images, expected) > 1.0, wrong
+
+
+SIZES = {"original_size": (301, 207), "crops_coords_top_left": (3, 11), "target_size": (97, 61)}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "rule", "sizes", "negative"),
+    [
+        ("euler", "entropy", {}, None),
+        ("dpmsolver++", "original", SIZES, "dull"),
+        pytest.param("ddim", "entropy", SIZES, "", marks=pytest.mark.full),
+    ],
+)
+def test_stable_diffusion_xl(opened, sampler, rule, sizes, negative):
+    folder, pipe = opened("sdxl")
+    noise, (height, width) = _noise("sdxl"), (8 * side for side in GRIDS["sdxl"])
+    given = {"height": height, "width": width, **sizes}
+    away = None if negative is None else [negative] * len(CAPTIONS)
+    expected = _in_torch(
+        StableDiffusionXLPipeline,
+        folder,
+        sampler,
+        rule,
+        opened_by=ReferenceSDXL,
+        latents=_nchw(noise),
+        negative_prompt=away,
+        **given,
+    )
+    options = {"steps": STEPS, "guidance": GUIDANCE, "sampler": sampler, "rule": rule, "negative_prompt": negative}
+    options |= {"latents": noise, **given}
+    assert image_error(pipe(CAPTIONS, **options).images, expected) <= 1.0
+    other = "a red one" if negative is None else None
+    for wrong in ({"target_size": (61, 97)}, {"negative_prompt": other}, {"rule": "fixed", "multiplier": 0.5}):
         assert image_error(pipe(CAPTIONS, **options | wrong).images, expected) > 1.0, wrong

@@ -52,8 +52,8 @@ PARTS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return random_sdxl.build(tmp_path_factory.mktemp("sdxl"), sample_size=TRAINING)
+def folder(folders):
+    return folders["sdxl"]
 
 
 @pytest.fixture(scope="module")
