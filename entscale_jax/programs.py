@@ -100,14 +100,17 @@ class Programs:
         self, request: Request, images: Pixels, noise: Latents, seeds: UInt32[np.ndarray, "batch"], *, tiling: bool
     ) -> Latents:
         """What image to image starts from: latents of pictures in [-1, 1], with the noise of the first call."""
+        clean = self.first_stage.encode(images, self._posterior_noise(request, seeds), tiling=tiling)
+        return self._noising(request, clean, noise)(clean, noise)
+
+    def _posterior_noise(self, request: Request, seeds: UInt32[np.ndarray, "batch"]) -> Latents:
+        """Unit noise by which a picture's latents are drawn from their distribution."""
+        shape = (*request.grid, self._channels)
 
         def draw_posterior_noise(seeds: UInt32[Array, "batch"]) -> Latents:
-            return call_noise(seeds, 1, noise.shape[1:], stream=POSTERIOR)[0].astype(noise.dtype)
+            return call_noise(seeds, 1, shape, stream=POSTERIOR)[0].astype(self._latent_dtype)
 
-        key = ("posterior noise", noise.shape)
-        drawn = self.cache.get(key, draw_posterior_noise, seeds)(seeds)
-        clean = self.first_stage.encode(images, drawn, tiling=tiling)
-        return self._noising(request, clean, noise)(clean, noise)
+        return self.cache.get(("posterior noise", len(seeds), shape), draw_posterior_noise, seeds)(seeds)
 
     def denoise(
         self,
@@ -161,6 +164,7 @@ class Programs:
         noise = self.step_noise(request, np.zeros(request.batch, np.uint32))
         self._denoising(request, latents, text, *away, noise)
         if from_images:
+            self._posterior_noise(request, np.zeros(request.batch, np.uint32))
             self.first_stage.compile_encoding(request.batch, request.grid, tiling=tiling)
             self._noising(request, latents, latents)
         if decode:

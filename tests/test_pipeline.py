@@ -208,14 +208,22 @@ def test_tiles_are_decoded_and_put_together(tiny_folder):
     assert sum(key[0] == "tile" for key in pipe.programs.cache.compiled) == 4
 
 
-def test_tiling_compiles_ahead_and_leaves_small_pictures_alone(tiny):
-    small = [np.asarray(tiny(CAPTIONS[0], tiling=tiling, height=32, width=32, steps=2).images) for tiling in (0, 1)]
-    np.testing.assert_array_equal(*small)
-    options = {"tiling": True, "height": 28, "width": 36, "steps": 2, "decode_batch": 1}
+def test_tiling_leaves_alone_what_one_tile_holds(tiny):
+    latents = np.random.default_rng(2).normal(size=(1, 8, 7, 4)).astype(np.float32)
+    whole, tiled = (np.asarray(tiny.programs.decode(latents, tiling=tiling)) for tiling in (False, True))
+    np.testing.assert_array_equal(whole, tiled)
+
+
+def test_compile_ahead_knows_tiles_and_turns(tiny):
+    options = {"tiling": True, "decode_batch": 1, **QUICK}
     tiny.compile(batch=2, **options)
     before = tiny.programs.compile_seconds
-    assert tiny(CAPTIONS[:2], **options).images.shape == (2, 28, 36, 3)
+    tiled = tiny(CAPTIONS[:2], **options)
     assert tiny.programs.compile_seconds == before
+    whole = tiny(CAPTIONS[:2], **QUICK)
+    np.testing.assert_array_equal(tiled.latents, whole.latents)
+    assert tiled.images.shape == whole.images.shape
+    assert (tiled.images != whole.images).any()
 
 
 def test_a_size_that_gives_no_tiles_is_named(tiny_folder):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from ..buckets import Bucket
 from ..errors import UserError
+from ..models import AddedConditions
 from ..models.time_embedding import timestep_embedding
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def _encode(vae: AutoencoderKL, images: Float[Array, "batch height width 3"]) ->
 
 
 def _round_trip(pipe: TextToImage, images: Images) -> Images:
-    return np.asarray(pipe.programs.decode(_encode(pipe.vae, jnp.asarray(to_unit(images)))))
+    return np.asarray(pipe.programs.decode(_encode(cast(AutoencoderKL, pipe.vae), jnp.asarray(to_unit(images)))))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,14 @@ def test_every_module_has_a_row_that_passes(rows):
     assert exit_status(rows) == 0
 
 
+@pytest.mark.parametrize("model", ["ldm-kl", "ldm-vq", "sdxl"])
+def test_every_family_is_compared(folders, model):
+    rows = compare(folders[model], size=(104, 56), rules=["entropy"], steps=1)
+    assert {"text encoder", "VAE decode", "UNet", "DDIM latents", "DDIM, other rule"} <= {row.module for row in rows}
+    assert ("pooled text" in {row.module for row in rows}) == (model == "sdxl")
+    assert [row for row in rows if not row.passed] == []
+
+
 def test_float64_adds_the_control_of_the_unet(folders):
     rows = compare(folders["sd1"], size=(104, 56), rules=["entropy"], float64=True)
     by_module = {row.module: row for row in rows}
