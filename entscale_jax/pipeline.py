@@ -1,7 +1,7 @@
 """TextToImage: captions in, pictures out, at any size, with one compiled denoising program per bucket and rule."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from .attention import accumulator
 from .compilation import enable_cache
 from .errors import UserError
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
-from .programs import Programs, Request
+from .programs import Programs, Request, batch_groups
 from .scales import ScaleRule, Scaling
 from .weights.folder import ModelInfo, describe
 from .weights.tokenizer import Tokenizer
@@ -114,6 +114,9 @@ class TextToImage:
         negative_prompt: str = "",
         latents: Float[np.ndarray, "batch h w c"] | Float[Array, "batch h w c"] | None = None,
         decode: bool = True,
+        tiling: bool = False,
+        decode_batch: int | None = None,
+        max_batch: int | None = None,
         measure_entropy: bool = False,
     ) -> Output:
         """Draws one picture a caption.
@@ -136,15 +139,21 @@ class TextToImage:
             negative_prompt: what guidance leads away from.
             latents: the noise to start from, unit variance, channels last, instead of `seed`'s.
             decode: False leaves out the pictures.
+            tiling: decodes by overlapping tiles, as diffusers' `enable_tiling`, where a picture is larger than one (the
+                autoencoder's `sample_size`): less memory, and a picture that differs a little.
+            decode_batch: at most so many pictures are decoded at once, which does not change them; None is all.
+            max_batch: at most so many pictures are drawn at once, likewise.
             measure_entropy: fills `entropy` and `logit_gap`; the picture stays the same.
 
         Raises UserError for an input that can't be drawn.
         """
         captions = _captions(prompts)
+        groups = batch_groups(len(captions), max_batch, "max_batch")
+        self.programs.check_decoding(tiling=tiling, decode_batch=decode_batch)
         strength = self._strength(guidance, len(captions)).astype(self._latent_dtype)
         height, width = _size(self.info, height, width)
         request = self._request(
-            len(captions),
+            len(groups[0]),
             height,
             width,
             rule,
@@ -156,16 +165,27 @@ class TextToImage:
             measure_entropy=measure_entropy,
         )
         seeds = _seeds(seed, len(captions))
-        noise = self.programs.noise(request, seeds) if latents is None else self._given(request, latents)
+        given = None if latents is None else self._given(replace(request, batch=len(captions)), latents)
         context, unconditional = self._encode(captions), self._encode([negative_prompt] * len(captions))
-        final, measured = self.programs.denoise(
-            request, noise, context, unconditional, strength, self.programs.step_noise(request, seeds)
-        )
-        images = _crop(np.asarray(self.programs.decode(final)), height, width) if decode else None
-        if not measure_entropy:
-            return Output(images, np.asarray(final), None, None)
-        entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
-        return Output(images, np.asarray(final), entropy, gap)
+
+        def draw(rows: list[int]) -> Output:
+            noise = self.programs.noise(request, seeds[rows]) if given is None else jnp.asarray(given[rows])
+            final, measured = self.programs.denoise(
+                request,
+                noise,
+                context[rows],
+                unconditional[rows],
+                strength[rows],
+                self.programs.step_noise(request, seeds[rows]),
+            )
+            pixels = self.programs.decode(final, tiling=tiling, decode_batch=decode_batch) if decode else None
+            images = None if pixels is None else _crop(np.asarray(pixels), height, width)
+            if not measure_entropy:
+                return Output(images, np.asarray(final), None, None)
+            entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
+            return Output(images, np.asarray(final), entropy, gap)
+
+        return _joined([draw(rows) for rows in groups], len(captions))
 
     def compile(
         self,
@@ -180,13 +200,16 @@ class TextToImage:
         guidance: float | Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
         decode: bool = True,
+        tiling: bool = False,
+        decode_batch: int | None = None,
+        max_batch: int | None = None,
         measure_entropy: bool = False,
     ) -> None:
         """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs."""
         height, width = _size(self.info, height, width)
         guided = bool(np.any(self._strength(guidance, batch) != 1))
         request = self._request(
-            batch,
+            len(batch_groups(batch, max_batch, "max_batch")[0]),
             height,
             width,
             rule,
@@ -197,7 +220,7 @@ class TextToImage:
             guidance_rescale=guidance_rescale,
             measure_entropy=measure_entropy,
         )
-        self.programs.compile(request, decode=decode)
+        self.programs.compile(request, decode=decode, tiling=tiling, decode_batch=decode_batch)
 
     def _strength(self, guidance: float | Sequence[float] | None, count: int) -> Float[np.ndarray, "batch"]:
         return _per_picture(self.info.guidance if guidance is None else guidance, count, "guidance")
@@ -230,8 +253,8 @@ class TextToImage:
         states = {text: np.asarray(self.programs.encode(row))[0] for text, row in ids.items()}
         return np.stack([states[text] for text in texts])
 
-    def _given(self, request: Request, latents: object) -> Float[Array, "batch h w c"]:
-        array = jnp.asarray(latents, self._latent_dtype)
+    def _given(self, request: Request, latents: object) -> Float[np.ndarray, "batch h w c"]:
+        array = np.asarray(jnp.asarray(latents, self._latent_dtype))
         wanted = (request.batch, *request.grid, self.info.vae.latent_channels)
         if array.shape != wanted:
             raise UserError(f"latents have shape {array.shape}: this size and these captions ask for {wanted}")
@@ -267,6 +290,27 @@ def _per_picture(value: float | Sequence[float], count: int, name: str) -> np.nd
     if values.ndim > 1 or (values.ndim == 1 and len(values) != count) or not np.all(np.isfinite(values)):
         raise UserError(f"{name} is {value!r}: give one finite number, or one for each of {count} captions")
     return np.broadcast_to(values, (count,))
+
+
+def _joined(parts: list[Output], count: int) -> Output:
+    """The groups' outputs as one of `count` pictures, without what filled up the last group."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def pictures(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])[:count]
+
+    def layers(name: str) -> dict[str, np.ndarray]:
+        first, *_ = found = [getattr(part, name) for part in parts]
+        return {layer: np.concatenate([each[layer] for each in found], axis=1)[:, :count] for layer in first}
+
+    decoded, measured = parts[0].images is not None, parts[0].entropy is not None
+    return Output(
+        pictures("images") if decoded else None,
+        pictures("latents"),
+        layers("entropy") if measured else None,
+        layers("logit_gap") if measured else None,
+    )
 
 
 def _crop(images: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -11,7 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
+from .errors import UserError
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from .models.tiling import decoding_tiles, tiled_decode
 from .sampling import Context, Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
 
@@ -33,6 +35,23 @@ class Request:
     measure_entropy: bool
 
 
+def batch_groups(count: int, most: int | None, name: str) -> list[list[int]]:
+    """The pictures of a batch, by index, in groups of at most `most`; None is all at once.
+
+    Groups are equally large, so that one program serves: the last is filled up with the last picture, again and again.
+    Results put together are therefore cut to `count`. Raises UserError, which calls the limit `name`.
+    """
+    check_limit(most, name)
+    size = max(1, count if most is None else min(count, int(most)))
+    return [[min(start + index, count - 1) for index in range(size)] for start in range(0, count, size)]
+
+
+def check_limit(most: int | None, name: str) -> None:
+    """Raises UserError unless `most` is a whole number from 1, or None."""
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1):
+        raise UserError(f"{name} is {most!r}: give a whole number from 1, or None for no limit")
+
+
 class Programs:
     """Compiles at first use and keeps what it compiled. Weights are arguments of every program, never part of one."""
 
@@ -46,6 +65,7 @@ class Programs:
         self._text_graph, self._text = nnx.split(text)
         self._unet_graph, self._unet = nnx.split(unet)
         self._vae_graph, self._vae = nnx.split(vae)
+        self._vae_config = vae.config
         self._factor = vae.config.scaling_factor
         self._channels = vae.config.latent_channels
         self._states = jax.ShapeDtypeStruct(
@@ -102,12 +122,35 @@ class Programs:
         arguments = (latents, context, *away, step_noise)
         return self._denoising(request, *arguments)(self._unet, *arguments)
 
-    def decode(self, latents: Latents) -> UInt8[Array, "batch height width 3"]:
-        """Latents to pixels of the whole bucket."""
-        return self._decoding(latents)(self._vae, latents)
+    def decode(
+        self, latents: Latents, *, tiling: bool = False, decode_batch: int | None = None
+    ) -> UInt8[Array | np.ndarray, "batch height width 3"]:
+        """Latents to pixels of the whole bucket.
 
-    def compile(self, request: Request, *, decode: bool) -> None:
+        Args:
+            latents: of the denoiser.
+            tiling: by overlapping tiles, where latents are larger than one; see `models.tiling`.
+            decode_batch: at most so many pictures at once, which does not change them; None is all.
+
+        Raises UserError as `check_decoding` does.
+        """
+        self.check_decoding(tiling=tiling, decode_batch=decode_batch)
+        groups = batch_groups(len(latents), decode_batch, "decode_batch")
+        decode = self._decode_tiles if tiling else self._decode_whole
+        if len(groups) < 2:
+            return decode(latents)
+        whole = np.asarray(latents)
+        return np.concatenate([np.asarray(decode(whole[rows])) for rows in groups])[: len(latents)]
+
+    def check_decoding(self, *, tiling: bool, decode_batch: int | None) -> None:
+        """Raises UserError for a limit that is none, and where the model's `sample_size` gives no tiles."""
+        check_limit(decode_batch, "decode_batch")
+        if tiling:
+            decoding_tiles(self._vae_config)
+
+    def compile(self, request: Request, *, decode: bool, tiling: bool = False, decode_batch: int | None = None) -> None:
         """Compiles what a draw of `request` runs, without running it."""
+        self.check_decoding(tiling=tiling, decode_batch=decode_batch)
         grid = (request.batch, *request.grid, self._channels)
         latents = jax.ShapeDtypeStruct(grid, self._latent_dtype)
         text = jax.ShapeDtypeStruct((request.batch, *self._states.shape), self._states.dtype)
@@ -121,7 +164,8 @@ class Programs:
             noise = jax.ShapeDtypeStruct((_calls(request), *grid), self._latent_dtype)
         self._denoising(request, latents, text, *away, noise)
         if decode:
-            self._decoding(latents)
+            first, *_ = batch_groups(request.batch, decode_batch, "decode_batch")
+            self._compile_decoding(len(first), request.grid, tiling)
 
     def _denoising(self, request: Request, *arguments: Any) -> Callable:
         def denoise_latents(
@@ -149,13 +193,48 @@ class Programs:
 
         return self._program(("denoise", request), denoise_latents, self._unet, *arguments)
 
+    def _decode_whole(self, latents: Any) -> UInt8[Array, "batch height width 3"]:
+        return self._decoding(latents)(self._vae, latents)
+
+    def _decode_tiles(self, latents: Any) -> UInt8[Array, "batch height width 3"]:
+        if not decoding_tiles(self._vae_config).act(*latents.shape[1:3]):
+            return self._decode_whole(latents)
+        images = tiled_decode(lambda tile: self._tile(tile)(self._vae, tile), latents, self._vae_config)
+        return self._rounding(images)(images)
+
+    def _compile_decoding(self, batch: int, grid: tuple[int, int], tiling: bool) -> None:
+        def of_shape(height: int, width: int, channels: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((batch, height, width, channels), self._latent_dtype)
+
+        if not (tiling and decoding_tiles(self._vae_config).act(*grid)):
+            self._decoding(of_shape(*grid, self._channels))
+            return
+        for shape in decoding_tiles(self._vae_config).shapes(*grid):
+            self._tile(of_shape(*shape, self._channels))
+        height, width = (side * self._vae_config.factor for side in grid)
+        self._rounding(of_shape(height, width, self._vae_config.out_channels))
+
     def _decoding(self, latents: Any) -> Callable:
         def decode_latents(weights: nnx.State, latents: Latents) -> UInt8[Array, "batch height width 3"]:
-            scaled = (latents / self._factor).astype(jax.tree.leaves(weights)[0].dtype)
-            images = nnx.merge(self._vae_graph, weights).decode(scaled).astype(latents.dtype)
-            return jnp.round(jnp.clip(images / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+            return _to_bytes(self._pixels(weights, latents))
 
         return self._program(("decode", latents.shape), decode_latents, self._vae, latents)
+
+    def _tile(self, latents: Any) -> Callable:
+        def decode_tile(weights: nnx.State, latents: Latents) -> Float[Array, "batch height width 3"]:
+            return self._pixels(weights, latents)
+
+        return self._program(("tile", latents.shape), decode_tile, self._vae, latents)
+
+    def _rounding(self, images: Any) -> Callable:
+        def round_pixels(images: Float[Array, "batch height width 3"]) -> UInt8[Array, "batch height width 3"]:
+            return _to_bytes(images)
+
+        return self._program(("round", images.shape), round_pixels, images)
+
+    def _pixels(self, weights: nnx.State, latents: Latents) -> Float[Array, "batch height width 3"]:
+        scaled = (latents / self._factor).astype(jax.tree.leaves(weights)[0].dtype)
+        return nnx.merge(self._vae_graph, weights).decode(scaled).astype(latents.dtype)
 
     def _program(self, key: Hashable, function: Callable, *arguments: Any) -> Callable:
         if key not in self._compiled:
@@ -167,3 +246,7 @@ class Programs:
 
 def _calls(request: Request) -> int:
     return len(request.sampler.table(request.steps, request.first).timesteps)
+
+
+def _to_bytes(images: Float[Array, "batch height width 3"]) -> UInt8[Array, "batch height width 3"]:
+    return jnp.round(jnp.clip(images / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)

@@ -1,5 +1,7 @@
 """Attention and its entropy against NumPy in float64, and the scale's type."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,11 +103,43 @@ def test_entropy_stays_finite_at_huge_logits():
 @pytest.mark.parametrize("rows", [7, 64, 100])
 def test_blocks_of_rows_equal_the_whole(rows, monkeypatch):
     monkeypatch.setattr("entscale_jax.attention._BLOCK_LOGITS", 32 * S)
+    monkeypatch.setattr("entscale_jax.attention._BLOCK_ROWS", 1)
     query, key, value = arrays(rows=rows)
     found = dot_product_attention(query, key, value, scale=0.5, implementation="chunked")
     np.testing.assert_allclose(
         found, dot_product_attention(query, key, value, scale=0.5, implementation="xla"), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("rows", [7, 16, 37])
+def test_blocks_of_rows_equal_numpy_in_float64(rows, monkeypatch):
+    monkeypatch.setattr("entscale_jax.attention._BLOCK_LOGITS", 1)
+    monkeypatch.setattr("entscale_jax.attention._BLOCK_ROWS", 8)
+    with jax.enable_x64(True):
+        query, key, value = arrays(np.float64, rows=rows)
+        wanted = np.einsum("bnts,bsnh->btnh", reference_weights(query, key, 0.7), np.asarray(value))
+        found, wrong = (
+            np.asarray(dot_product_attention(query, key, value, scale=scale, implementation="chunked"))
+            for scale in (0.7, 0.7 * (1 + 1e-9))
+        )
+    assert np.abs(found - wanted).max() <= 1e-12
+    assert np.abs(wrong - wanted).max() > 100 * 1e-12
+
+
+def _lowered(batch, tokens, heads, head_dim):
+    query = jax.ShapeDtypeStruct((batch, tokens, heads, head_dim), jnp.float32)
+    return jax.jit(lambda *arrays: dot_product_attention(*arrays, scale=0.125)).lower(query, query, query).as_text()
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(65_536, 64), (65_537, 64), (4096, 256)])
+def test_blocks_are_not_too_narrow_and_no_array_holds_all_logits(tokens, rows, monkeypatch):
+    text = _lowered(1, tokens, 1, 512)
+    assert f"x{tokens}xf32>" in text  # of a block
+    assert f"{tokens}x{tokens}xf32>" not in text
+    heights = {int(found) for found in re.findall(rf"tensor<(\d+)x{tokens}xf32>", text)}
+    assert rows - 1 <= max(heights) <= rows
+    monkeypatch.setattr("entscale_jax.attention._CHUNKED_LOGITS", tokens**2)
+    assert f"{tokens}x{tokens}xf32>" in _lowered(1, tokens, 1, 512)
 
 
 def test_chunks_have_the_gradient_of_the_whole():

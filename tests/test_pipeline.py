@@ -1,5 +1,7 @@
 """What a call draws: the same picture alone or in a batch, at any size, and one clear message for what can't be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -113,6 +115,85 @@ def test_compile_ahead_leaves_nothing_to_compile(tiny):
     assert tiny.programs.compile_seconds == before
 
 
+MIXED = {"seed": [7, 3, 11], "guidance": [1.0, 1.0, 6.0], "measure_entropy": True, **QUICK}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_a_split_batch_draws_the_pictures_of_the_whole(tiny, sampler):
+    whole, split = (tiny(CAPTIONS, sampler=sampler, max_batch=most, **MIXED) for most in (3, 2))
+    assert split.images.shape == whole.images.shape
+    np.testing.assert_allclose(split.latents, whole.latents, atol=ROUNDING)
+    assert np.abs(split.images.astype(int) - whole.images).max() <= 1
+    for found, wanted in ((split.entropy, whole.entropy), (split.logit_gap, whole.logit_gap)):
+        for name in tiny.layers:
+            np.testing.assert_allclose(found[name], wanted[name], atol=ROUNDING)
+    # Each picture is its own, also the one that the last group holds twice.
+    assert min(np.abs(split.latents[i] - whole.latents[j]).max() for i, j in ((0, 1), (1, 2), (2, 1))) > 100 * ROUNDING
+
+
+def test_one_program_serves_every_group(tiny):
+    tiny(CAPTIONS, guidance=[1.0, 1.0, 6.0], max_batch=2, height=32, width=56, steps=2)
+    (key,) = [key for key in _denoising(tiny) if key[1].grid == (8, 14)]
+    assert (key[1].batch, key[1].guided) == (2, True)
+    before = tiny.programs.compile_seconds
+    tiny.compile(batch=3, guidance=[1.0, 1.0, 6.0], max_batch=2, height=32, width=56, steps=2)
+    assert tiny.programs.compile_seconds == before
+
+
+def test_a_split_batch_takes_each_picture_s_own_latents(tiny):
+    start = np.random.default_rng(0).normal(size=(3, 6, 10, 4)).astype(np.float32)
+    whole, split = (tiny(CAPTIONS, latents=start, max_batch=most, **QUICK) for most in (None, 2))
+    np.testing.assert_allclose(split.latents, whole.latents, atol=ROUNDING)
+    assert tiny(CAPTIONS, latents=start, max_batch=2, decode=False, **QUICK).images is None
+
+
+def test_pictures_decoded_in_turns_are_those_decoded_together(tiny, drawn):
+    whole, parts = (np.asarray(tiny.programs.decode(drawn.latents, decode_batch=most)) for most in (None, 2))
+    assert parts.shape == whole.shape
+    assert np.abs(parts.astype(int) - whole).max() <= 1
+    assert np.abs(parts.astype(int) - whole[[1, 2, 0]]).max() > 10
+    shapes = {key[1] for key in tiny.programs._compiled if key[0] == "decode" and key[1][1:3] == (6, 10)}
+    assert {(3, 6, 10, 4), (2, 6, 10, 4)} <= shapes
+
+
+def test_tiles_are_decoded_and_put_together(tiny_folder):
+    pipe = TextToImage.from_pretrained(tiny_folder)  # with programs of its own, which are counted
+    # sample_size is 32 in its config: tiles of 8 cells, of which 6 lie between two beginnings.
+    latents = np.random.default_rng(2).normal(size=(2, 7, 9, 4)).astype(np.float32)
+    found = np.asarray(pipe.programs.decode(latents, tiling=True, decode_batch=1))
+    assert found.shape == (2, 28, 36, 3)
+    # What one tile alone covers is that tile's decoding: 8 cells less the 2 that it shares.
+    first = np.asarray(pipe.programs.decode(latents[:, :7, :8]))
+    assert np.abs(found[:, :24, :24].astype(int) - first[:, :24, :24]).max() <= 1
+    assert np.abs(found.astype(int) - np.asarray(pipe.programs.decode(latents))).max() > 10
+    assert sum(key[0] == "tile" for key in pipe.programs._compiled) == 4
+
+
+def test_tiling_leaves_alone_what_one_tile_holds(tiny):
+    latents = np.random.default_rng(2).normal(size=(1, 8, 7, 4)).astype(np.float32)
+    whole, tiled = (np.asarray(tiny.programs.decode(latents, tiling=tiling)) for tiling in (False, True))
+    np.testing.assert_array_equal(whole, tiled)
+
+
+def test_compile_ahead_knows_tiles_and_turns(tiny):
+    options = {"tiling": True, "decode_batch": 1, **QUICK}
+    tiny.compile(batch=2, **options)
+    before = tiny.programs.compile_seconds
+    tiled = tiny(CAPTIONS[:2], **options)
+    assert tiny.programs.compile_seconds == before
+    whole = tiny(CAPTIONS[:2], **QUICK)
+    np.testing.assert_array_equal(tiled.latents, whole.latents)
+    assert tiled.images.shape == whole.images.shape
+    assert (tiled.images != whole.images).any()
+
+
+def test_a_size_that_gives_no_tiles_is_named(tiny_folder):
+    pipe = TextToImage.from_pretrained(tiny_folder)
+    pipe.programs._vae_config = replace(pipe.info.vae, sample_size=24)
+    with pytest.raises(UserError, match="sample_size=24 gives no tiles"):
+        pipe(CAPTIONS[0], tiling=True, **QUICK)
+
+
 def test_without_decoding_there_are_no_images(tiny):
     assert tiny(CAPTIONS[0], decode=False, **QUICK).images is None
 
@@ -139,6 +220,12 @@ def test_train_size_moves_t(tiny_folder):
         ({"seed": [1, 2]}, "seed has 2 values for 1 captions"),
         ({"guidance": [1.0, 2.0]}, "guidance is"),
         ({"guidance": float("nan")}, "guidance is nan"),
+        ({"max_batch": 0}, "max_batch is 0: give a whole number from 1"),
+        ({"max_batch": -2}, "max_batch is -2"),
+        ({"max_batch": 1.5}, "max_batch is 1.5"),
+        ({"max_batch": True}, "max_batch is True"),
+        ({"decode_batch": 0}, "decode_batch is 0: give a whole number from 1"),
+        ({"decode_batch": "2"}, "decode_batch is '2'"),
         ({"latents": np.zeros((1, 3, 3, 4), np.float32)}, r"latents have shape \(1, 3, 3, 4\)"),
     ],
 )

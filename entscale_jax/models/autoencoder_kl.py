@@ -20,9 +20,11 @@ _FIXED: Mapping[str, tuple] = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
-# sample_size is a remark on training; force_upcast is about half precision, in which the caller chooses the dtype.
-_INERT = frozenset({"sample_size", "force_upcast"})
+# force_upcast is about half precision, in which the caller chooses the dtype.
+_INERT = frozenset({"force_upcast"})
 _EPSILON = 1e-6
+LOG_VARIANCE = (-30.0, 20.0)
+"""What diffusers clips the log-variance of latents to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class AutoencoderKLConfig:
     layers_per_block: int = 1
     latent_channels: int = 4
     norm_num_groups: int = 32
+    sample_size: int | tuple[int, int] = 32
+    """Pixels along a side in training, and so of a tile; nothing else depends on it."""
     scaling_factor: float = 0.18215
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -75,11 +79,13 @@ class AutoencoderKL(nnx.Module):
 
     def encode(self, images: Images) -> tuple[Mapped, Mapped]:
         """Mean and log-variance of the latents, the latter clipped to [-30, 20] as in diffusers."""
+        mean, log_variance = jnp.split(self.moments(images), 2, axis=-1)
+        return mean, jnp.clip(log_variance, *LOG_VARIANCE)
+
+    def moments(self, images: Images) -> Mapped:
+        """Mean and log-variance, not clipped, in one array: what tiles are blended of."""
         moments = self.encoder(images)
-        if self.config.use_quant_conv:
-            moments = self.quant_conv(moments)
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
-        return mean, jnp.clip(log_variance, -30.0, 20.0)
+        return self.quant_conv(moments) if self.config.use_quant_conv else moments
 
     def decode(self, latents: Images) -> Mapped:
         """Pixels, meant to lie in [-1, 1], from latents that were divided by `scaling_factor`."""
