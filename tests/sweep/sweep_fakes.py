@@ -17,6 +17,7 @@ from entscale_jax.sweep.drawer import Drawer, Load
 from entscale_jax.sweep.executor import Compile, Event, Failed, Failure, Finished, Lost
 from entscale_jax.sweep.plan import Task, make_plan
 from entscale_jax.sweep.spec import SweepSpec
+from entscale_jax.weights.families import STABLE_DIFFUSION
 from entscale_jax.weights.folder import ModelInfo
 
 
@@ -44,7 +45,7 @@ class FakeInfo(ModelInfo):
         )
         text = replace(recipe.text, vocab_size=100)
         schedule = read_sampler(recipe.scheduler)
-        super().__init__(name, Path("nowhere"), unet, autoencoder, text, schedule)
+        super().__init__(name, Path("nowhere"), STABLE_DIFFUSION, unet, autoencoder, (text,), schedule)
         object.__setattr__(self, "weights", weights)
 
     @property

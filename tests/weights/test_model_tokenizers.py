@@ -17,7 +17,7 @@ CAPTIONS = ["", "a red circle", "A  RED circle!", "two blue squares, 3 zebras & 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("tokenizers")
-    random_models._tokenizer(root / "clip", random_models.SD2)
+    random_models.make_tokenizer(root / "clip", 23, "!")
     random_ldm._tokenizer(root / "bert")
     return {TokenizerKind.CLIP: root / "clip", TokenizerKind.BERT: root / "bert"}
 
