@@ -1,6 +1,6 @@
 """TextToImage: captions in, pictures out, at any size, with one compiled denoising program per bucket and rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from .errors import UserError
 from .models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from .programs import Programs, Request
 from .scales import ScaleRule, Scaling
+from .weights.dtypes import read_dtype
 from .weights.folder import ModelInfo, describe
+from .weights.placement import Placement, under
 from .weights.tokenizer import Tokenizer
 from .weights.torch_format import AbstractRngs, load_parameters
 
@@ -60,34 +62,53 @@ class TextToImage:
         cls,
         model: str | Path,
         *,
-        dtype: jnp.dtype | type = jnp.float32,
+        dtype: jnp.dtype | type | str = jnp.float32,
         train_size: tuple[int, int] | None = None,
         sampler: SamplerChoice | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        variant: str | None = None,
+        allow_pickle: bool = False,
+        sharding: Placement = None,
     ) -> "TextToImage":
         """Opens a model.
 
         Args:
             model: a diffusers folder, a hub id, or `scenes`, the built-in model.
-            dtype: of weights and computation.
+            dtype: of weights and computation: float32, bfloat16, float16 or float64, whatever is stored.
             train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
             sampler: instead of the one that the folder names, as in a call.
+            revision: of a hub id: a branch, a tag or a commit.
+            token: of an account that may read it; that of `hf auth login` if None.
+            variant: of the weights, such as `fp16`.
+            allow_pickle: reads PyTorch's `.bin` where there are no safetensors, with PyTorch and tensors only.
+            sharding: where parameters are put: one sharding for all, or a function of a parameter's name, such as
+                `unet.conv_in.weight`, and its shape, HWIO for a convolution and (in, out) for a dense layer. Drawing
+                with parameters that are split needs a mesh of `AxisType.Auto`.
 
         Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
         """
         enable_cache()
-        info, rngs = describe(model, train_size=train_size, sampler=sampler), AbstractRngs()
+        dtype, rngs = read_dtype(dtype), AbstractRngs()
+        info = describe(
+            model,
+            train_size=train_size,
+            sampler=sampler,
+            revision=revision,
+            token=token,
+            variant=variant,
+            allow_pickle=allow_pickle,
+        )
+
+        def load(part: str, build: Callable[[], Any]) -> Any:
+            return load_parameters(build, info.weight_files(part), dtype, sharding=under(part, sharding))
+
         return cls(
             info,
             Tokenizer(info.folder / "tokenizer", info.text.max_position_embeddings),
-            load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: CLIPTextModel(info.text, rngs=rngs, dtype=dtype), info.weights_file("text_encoder"), dtype
-            ),
-            load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: UNet2DConditionModel(info.unet, rngs=rngs, dtype=dtype), info.weights_file("unet"), dtype
-            ),
-            load_parameters(  # pyright: ignore[reportArgumentType]
-                lambda: AutoencoderKL(info.vae, rngs=rngs, dtype=dtype), info.weights_file("vae"), dtype
-            ),
+            load("text_encoder", lambda: CLIPTextModel(info.text, rngs=rngs, dtype=dtype)),
+            load("unet", lambda: UNet2DConditionModel(info.unet, rngs=rngs, dtype=dtype)),
+            load("vae", lambda: AutoencoderKL(info.vae, rngs=rngs, dtype=dtype)),
             dtype,
         )
 

@@ -13,16 +13,14 @@ from ..errors import UserError
 from ..models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from ..sampling import Sampler, choose_sampler
 from ..scales import Scaling
+from .files import DIFFUSERS, TRANSFORMERS, WeightFiles, find_weights
+from .hub import find_folder
 
 BUILT_IN, BUILT_IN_GUIDANCE = "scenes", 2.0
 DEFAULT_GUIDANCE = 7.5
 """What Stable Diffusion is usually drawn with."""
 _BUILT_IN_FOLDER = Path(__file__).parents[1] / "scenes" / "model"
-_WEIGHTS = {
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "vae": "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder": "text_encoder/model.safetensors",
-}
+_WEIGHTS = {"unet": DIFFUSERS, "vae": DIFFUSERS, "text_encoder": TRANSFORMERS}
 _CONFIGS = {
     "unet": "unet/config.json",
     "vae": "vae/config.json",
@@ -46,6 +44,10 @@ class ModelInfo:
     """Where a draw names no other."""
     scheduler: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """scheduler_config.json."""
+    variant: str | None = None
+    """Of the weights, such as `fp16`."""
+    allow_pickle: bool = False
+    """Whether weights may be read from PyTorch's `.bin`."""
 
     @property
     def guidance(self) -> float:
@@ -99,20 +101,16 @@ class ModelInfo:
         counts = enumerate(zip(self.tokens(bucket), self.train_tokens, strict=True))
         return tuple(scaling.multiplier_at(level, now, then) for level, (now, then) in counts)
 
-    def weights_file(self, part: str) -> Path:
-        """The safetensors of `unet`, `vae` or `text_encoder`. Raises UserError where there is none."""
-        file = self.folder / _WEIGHTS[part]
-        if not file.is_file():
-            raise UserError(
-                f"model {self.name!r}: {file} is missing; weights are read from one safetensors file a part"
-            )
-        return file
+    def weight_files(self, part: str) -> WeightFiles:
+        """The files of `unet`, `vae` or `text_encoder`. Raises UserError where they are missing or may not be read."""
+        return find_weights(self.folder / part, _WEIGHTS[part], variant=self.variant, allow_pickle=self.allow_pickle)
 
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over weights, configs and tokenizer: everything in the folder that a picture depends on."""
         digest = hashlib.sha256()
-        files = [self.weights_file(part) for part in _WEIGHTS] + [self.folder / name for name in _CONFIGS.values()]
+        files = [file for part in _WEIGHTS for file in self.weight_files(part).all]
+        files += [self.folder / name for name in _CONFIGS.values()]
         for file in files + sorted((self.folder / "tokenizer").glob("*")):
             digest.update(file.relative_to(self.folder).as_posix().encode())
             with file.open("rb") as stream:
@@ -126,6 +124,10 @@ def describe(
     *,
     train_size: tuple[int, int] | None = None,
     sampler: str | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
 ) -> ModelInfo:
     """What the configs of `model` say.
 
@@ -133,14 +135,22 @@ def describe(
         model: a diffusers folder, a hub id such as `org/name`, or `scenes`, the built-in model.
         train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
         sampler: instead of the folder's own, as `choose_sampler` takes it.
+        revision: of a hub id: a branch, a tag or a commit.
+        token: of an account that may read it.
+        variant: of the weights, such as `fp16`.
+        allow_pickle: lets weights be read from PyTorch's `.bin` where there are no safetensors.
 
     Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
     """
-    name, folder = str(model), _find(str(model))
-    kind = _read_json(folder / "model_index.json", name).get("_class_name")
+    name = str(model)
+    folder = _find(name, revision=revision, token=token, variant=variant, allow_pickle=allow_pickle)
+    index = _read_json(folder / "model_index.json", name)
+    kind = index.get("_class_name")
     if kind not in _PIPELINES:
         raise UserError(f"model {name!r} is a {kind}: implemented is {', '.join(_PIPELINES)}")
     raw = {part: _read_json(folder / file, name) for part, file in _CONFIGS.items()}
+    for part in _WEIGHTS:
+        _check_class(name, folder / _CONFIGS[part], raw[part], index.get(part))
     info = ModelInfo(
         name,
         folder,
@@ -149,6 +159,8 @@ def describe(
         CLIPTextConfig.from_json(raw["text_encoder"]),
         choose_sampler(raw["scheduler"], sampler),
         raw["scheduler"],
+        variant,
+        allow_pickle,
     )
     if train_size is not None:
         grid = Bucket.covering(*train_size, info.latent_factor).latent(info.latent_factor)
@@ -172,25 +184,20 @@ def _check_parts(info: ModelInfo) -> None:
     _ = info.train_tokens  # raises where the training grid is too small for the levels
 
 
-def _find(model: str) -> Path:
-    if model == BUILT_IN:
-        return _BUILT_IN_FOLDER
-    if Path(model).is_dir():
-        return Path(model)
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).parent.is_dir():
-        return _download(model)
-    raise UserError(f"model folder {model!r} does not exist: give a diffusers folder, a hub id, or {BUILT_IN!r}")
+def _check_class(model: str, file: Path, config: Mapping[str, Any], entry: Any) -> None:
+    """model_index.json and a part's config must name one class: diffusers writes `_class_name`, transformers a list."""
+    kind = entry[-1] if isinstance(entry, list) and entry else None
+    named = config.get("_class_name") or config.get("architectures") or kind
+    if kind is not None and kind not in (named if isinstance(named, list) else [named]):
+        raise UserError(f"model {model!r}: {file} is of {named}, and model_index.json says {kind}")
 
 
-def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["model_index.json", "tokenizer/*", *_WEIGHTS.values(), *_CONFIGS.values()]
-    try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {model!r} is no folder here and can't be fetched from the hub: {reason}") from None
+def _find(model: str, *, revision: str | None, **options: Any) -> Path:
+    if model != BUILT_IN:
+        return find_folder(model, revision=revision, **options)
+    if revision is not None:
+        raise UserError(f"model {model!r} is the built-in one, which has no revision {revision!r}")
+    return _BUILT_IN_FOLDER
 
 
 def _read_json(file: Path, model: str) -> Mapping[str, Any]:
