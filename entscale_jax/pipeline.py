@@ -31,7 +31,9 @@ from .models import AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2
 from .programs import Programs, Request, conditioning
 from .sampling import Latents, Measured
 from .scales import ScaleRule, Scaling
+from .weights.dtypes import read_dtype
 from .weights.folder import ModelInfo, describe
+from .weights.placement import Placement, under
 from .weights.tokenizer import Tokenizer
 
 Rule = Scaling | ScaleRule | str | Mapping[str, object]
@@ -74,24 +76,48 @@ class TextToImage:
         cls,
         model: str | Path,
         *,
-        dtype: jnp.dtype | type = jnp.float32,
+        dtype: jnp.dtype | type | str = jnp.float32,
         train_size: tuple[int, int] | None = None,
         sampler: SamplerChoice | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        variant: str | None = None,
+        allow_pickle: bool = False,
+        sharding: Placement = None,
     ) -> "TextToImage":
         """Opens a model.
 
         Args:
             model: a diffusers folder, a hub id, or `scenes`, the built-in model.
-            dtype: of weights and computation; SDXL's autoencoder, which overflows in half precision, stays in float32.
+            dtype: of weights and computation: float32, bfloat16, float16 or float64, whatever is stored. SDXL's
+                autoencoder, which overflows in half precision, stays in float32 there.
             train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
             sampler: instead of the one that the folder names, as in a call.
+            revision: of a hub id: a branch, a tag or a commit.
+            token: of an account that may read it; that of `hf auth login` if None.
+            variant: of the weights, such as `fp16`.
+            allow_pickle: reads PyTorch's `.bin` where there are no safetensors, with PyTorch and tensors only.
+            sharding: where parameters are put: one sharding for all, or a function of a parameter's name, such as
+                `unet.conv_in.weight`, and its shape, HWIO for a convolution and (in, out) for a dense layer. Drawing
+                with parameters that are split needs a mesh of `AxisType.Auto`.
 
         Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
         """
         enable_cache()
-        info = describe(model, train_size=train_size, sampler=sampler)
+        dtype = read_dtype(dtype)
+        info = describe(
+            model,
+            train_size=train_size,
+            sampler=sampler,
+            revision=revision,
+            token=token,
+            variant=variant,
+            allow_pickle=allow_pickle,
+        )
         tokenizers = [info.tokenizer(index) for index in range(len(info.text_encoders))]
-        unet, vae, *text = (info.load(part, info.dtype(part, dtype)) for part in info.family.parts)
+        unet, vae, *text = (
+            info.load(part, info.dtype(part, dtype), sharding=under(part, sharding)) for part in info.family.parts
+        )
         return cls(info, tokenizers, info.family.text(*text), unet, vae, dtype)
 
     def with_modules(

@@ -60,7 +60,9 @@ def section(pipe: TextToImage) -> list[str]:
     for module, error in differences(pipe, rounded_model(pipe)):
         bound = BOUNDS[module, "float32"].limit
         rows.append((module, f"{error:.1e}", f"{bound:.0e}", f"{error / bound:.3g}"))
-    size = sum(pipe.info.weights_file(part).stat().st_size for part in ("unet", "vae", "text_encoder"))
+    size = sum(
+        file.stat().st_size for part in ("unet", "vae", "text_encoder") for file in pipe.info.weight_files(part).files
+    )
     return [
         f"The weights rounded to float16, computed with in float32, against the float32 weights ({size / 1e6:.1f} MB,",
         "the rounded ones half of that), at the training size, in the units of [parity.md](parity.md). Programs that",

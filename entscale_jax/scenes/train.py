@@ -142,7 +142,7 @@ def _from_folder(folder: Path, recipe: Recipe, vocab_size: int) -> _Start:
 
 
 def _load(info: ModelInfo, part: str, build: Callable[[], nnx.Module]) -> Any:
-    return load_parameters(build, info.weights_file(part))
+    return load_parameters(build, info.weight_files(part))
 
 
 def _segments(info: ModelInfo) -> list[Segment]:

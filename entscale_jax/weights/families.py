@@ -23,6 +23,8 @@ from ..models import (
     VQModel,
     VQModelConfig,
 )
+from .files import DIFFUSERS, TRANSFORMERS
+from .hub import LEFT_OUT
 from .tokenizer import TokenizerKind
 
 Config = Any
@@ -41,18 +43,15 @@ class Kind:
     """The stem of its weights' file."""
 
 
-_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 KINDS = {
-    "UNet2DConditionModel": Kind(UNet2DConditionConfig.from_json, UNet2DConditionModel, _DIFFUSERS),
-    "AutoencoderKL": Kind(AutoencoderKLConfig.from_json, AutoencoderKL, _DIFFUSERS),
-    "VQModel": Kind(VQModelConfig.from_json, VQModel, _DIFFUSERS),
-    "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, _TRANSFORMERS),
-    "CLIPTextModelWithProjection": Kind(CLIPTextProjectionConfig.from_json, CLIPTextModelWithProjection, _TRANSFORMERS),
-    "LDMBertModel": Kind(LDMBertConfig.from_json, LDMBertModel, _TRANSFORMERS),
+    "UNet2DConditionModel": Kind(UNet2DConditionConfig.from_json, UNet2DConditionModel, DIFFUSERS),
+    "AutoencoderKL": Kind(AutoencoderKLConfig.from_json, AutoencoderKL, DIFFUSERS),
+    "VQModel": Kind(VQModelConfig.from_json, VQModel, DIFFUSERS),
+    "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, TRANSFORMERS),
+    "CLIPTextModelWithProjection": Kind(CLIPTextProjectionConfig.from_json, CLIPTextModelWithProjection, TRANSFORMERS),
+    "LDMBertModel": Kind(LDMBertConfig.from_json, LDMBertModel, TRANSFORMERS),
 }
 _TOKENIZERS = {kind: (kind.value, f"{kind.value}Fast") for kind in TokenizerKind}
-_LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts that a folder may have and that are not loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ class Family:
                 )
             found[part] = kind
         for part, entry in index.items():
-            known = part in self.classes or part in _LEFT_OUT or part == "scheduler"
+            known = part in self.classes or part in LEFT_OUT or part == "scheduler"
             if not known and isinstance(entry, list) and any(entry):
                 raise UserError(f"model {model!r}: model_index.json has a part {part} that {self.name} does not have")
         return found

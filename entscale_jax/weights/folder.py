@@ -16,6 +16,9 @@ from ..models import UNet2DConditionConfig
 from ..sampling import Sampler, choose_sampler
 from ..scales import Scaling
 from .families import KINDS, Config, Family, family_of
+from .files import WeightFiles, find_weights
+from .hub import find_folder
+from .placement import Placement
 from .tokenizer import Tokenizer
 from .torch_format import AbstractRngs, load_parameters
 
@@ -46,6 +49,10 @@ class ModelInfo:
     """scheduler_config.json."""
     zeros_for_empty_prompt: bool = False
     """Whether guidance leads away from zeros where no negative prompt is given: SDXL's field of model_index.json."""
+    variant: str | None = None
+    """Of the weights, such as `fp16`."""
+    allow_pickle: bool = False
+    """Whether weights may be read from PyTorch's `.bin`."""
 
     @property
     def text(self) -> Config:
@@ -129,26 +136,26 @@ class ModelInfo:
         half = jnp.dtype(dtype).itemsize == 2
         return jnp.float32 if half and part == self.family.first_stage and self.family.float32_decoding else dtype
 
-    def load(self, part: str, dtype: jnp.dtype | type = jnp.float32) -> Any:
+    def load(self, part: str, dtype: jnp.dtype | type | str = jnp.float32, *, sharding: Placement = None) -> Any:
         """The part's module with its weights."""
         module, config = KINDS[self.kinds[part]].module, self.configs[part]
-        return load_parameters(lambda: module(config, rngs=AbstractRngs(), dtype=dtype), self.weights_file(part), dtype)
 
-    def weights_file(self, part: str) -> Path:
-        """The safetensors of a part. Raises UserError where there is none."""
-        file = self.folder / part / f"{KINDS[self.kinds[part]].weights}.safetensors"
-        if not file.is_file():
-            raise UserError(
-                f"model {self.name!r}: {file} is missing; weights are read from one safetensors file a part"
-            )
-        return file
+        def build() -> Any:
+            return module(config, rngs=AbstractRngs(), dtype=dtype)
+
+        return load_parameters(build, self.weight_files(part), dtype, sharding=sharding)
+
+    def weight_files(self, part: str) -> WeightFiles:
+        """The files of a part's weights. Raises UserError where they are missing or may not be read."""
+        stem = KINDS[self.kinds[part]].weights
+        return find_weights(self.folder / part, stem, variant=self.variant, allow_pickle=self.allow_pickle)
 
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over weights, configs and tokenizers: everything in the folder that a picture depends on."""
         digest = hashlib.sha256()
         parts = self.family.parts
-        files = [self.weights_file(part) for part in parts]
+        files = [file for part in parts for file in self.weight_files(part).all]
         files += [self.folder / part / "config.json" for part in parts] + [self.folder / _SCHEDULER]
         for name in self.family.tokenizers:
             files += sorted((self.folder / name).glob("*"))
@@ -165,6 +172,10 @@ def describe(
     *,
     train_size: tuple[int, int] | None = None,
     sampler: str | Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
 ) -> ModelInfo:
     """What the configs of `model` say.
 
@@ -172,15 +183,21 @@ def describe(
         model: a diffusers folder, a hub id such as `org/name`, or `scenes`, the built-in model.
         train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
         sampler: instead of the folder's own, as `choose_sampler` takes it.
+        revision: of a hub id: a branch, a tag or a commit.
+        token: of an account that may read it.
+        variant: of the weights, such as `fp16`.
+        allow_pickle: lets weights be read from PyTorch's `.bin` where there are no safetensors.
 
     Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
     """
-    name, folder = str(model), _find(str(model))
+    name = str(model)
+    folder = _find(name, revision=revision, token=token, variant=variant, allow_pickle=allow_pickle)
     index = _read_json(folder / "model_index.json", name)
     family = family_of(name, index)
     kinds = family.check(name, index)
     unet, vae, *text = (
-        KINDS[kinds[part]].config(_read_json(folder / part / "config.json", name)) for part in family.parts
+        KINDS[kinds[part]].config(_read_config(name, folder / part / "config.json", kinds[part]))
+        for part in family.parts
     )
     scheduler = _read_json(folder / _SCHEDULER, name)
     info = ModelInfo(
@@ -194,6 +211,8 @@ def describe(
         kinds,
         scheduler,
         bool(index.get("force_zeros_for_empty_prompt", False)),
+        variant,
+        allow_pickle,
     )
     if train_size is not None:
         grid = Bucket.covering(*train_size, info.latent_factor).latent(info.latent_factor)
@@ -224,25 +243,24 @@ def _check_parts(info: ModelInfo) -> None:
     _ = info.train_tokens  # raises where the training grid is too small for the levels
 
 
-def _find(model: str) -> Path:
-    if model == BUILT_IN:
-        return _BUILT_IN_FOLDER
-    if Path(model).is_dir():
-        return Path(model)
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")) and not Path(model).parent.is_dir():
-        return _download(model)
-    raise UserError(f"model folder {model!r} does not exist: give a diffusers folder, a hub id, or {BUILT_IN!r}")
+def _read_config(model: str, file: Path, kind: str) -> Mapping[str, Any]:
+    """A part's config.json, which must be of the class that model_index.json names.
+
+    diffusers writes `_class_name`, transformers a list.
+    """
+    config = _read_json(file, model)
+    named = config.get("_class_name") or config.get("architectures") or kind
+    if kind not in (named if isinstance(named, list) else [named]):
+        raise UserError(f"model {model!r}: {file} is of {named}, and model_index.json says {kind}")
+    return config
 
 
-def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
-    try:
-        return Path(snapshot_download(model, allow_patterns=patterns))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {model!r} is no folder here and can't be fetched from the hub: {reason}") from None
+def _find(model: str, *, revision: str | None, **options: Any) -> Path:
+    if model != BUILT_IN:
+        return find_folder(model, revision=revision, **options)
+    if revision is not None:
+        raise UserError(f"model {model!r} is the built-in one, which has no revision {revision!r}")
+    return _BUILT_IN_FOLDER
 
 
 def _read_json(file: Path, model: str) -> Mapping[str, Any]:

