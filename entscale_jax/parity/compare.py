@@ -63,6 +63,7 @@ def compare(
     guidance: float = 5.0,
     float64: bool = False,
     train_size: tuple[int, int] | None = None,
+    allow_pickle: bool = False,
 ) -> list[Row]:
     """Every module of `model` at one size, in PyTorch diffusers and here.
 
@@ -74,6 +75,7 @@ def compare(
         guidance: of DDIM.
         float64: computes both sides in float64.
         train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
+        allow_pickle: reads PyTorch's `.bin` where there are no safetensors.
 
     Raises UserError for a model that can't be opened, a size that can't be drawn, no rules, a wrong number of steps.
     """
@@ -81,14 +83,14 @@ def compare(
     scalings = [Scaling.of(rule) for rule in rules]
     if not scalings:
         raise UserError("rules is empty: give original, entropy, or both")
-    info = describe(model, train_size=train_size)
+    info = describe(model, train_size=train_size, allow_pickle=allow_pickle)
     bucket = info.bucket(height, width)
     for scaling in scalings:
         scaling.check_levels(info.levels)
     if steps is not None:
         info.sampler("ddim").table(steps)
     with precision(float64):
-        pair = Pair(model, float64=float64, train_size=train_size)
+        pair = Pair(model, float64=float64, train_size=train_size, allow_pickle=allow_pickle)
         rows = [*pair.text(), pair.time_embedding(), pair.decode(bucket)]
         for scaling in scalings:
             rows += pair.unet_rows(bucket, scaling)
@@ -137,9 +139,18 @@ class Drawn:
 class Pair:
     """One folder opened on both sides, at one precision. Use it within `precision`."""
 
-    def __init__(self, model: str | Path, *, float64: bool = False, train_size: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        float64: bool = False,
+        train_size: tuple[int, int] | None = None,
+        allow_pickle: bool = False,
+    ):
         self.dtype = np.dtype(np.float64 if float64 else np.float32)
-        self.pipe = TextToImage.from_pretrained(model, dtype=jnp.dtype(self.dtype), train_size=train_size)
+        self.pipe = TextToImage.from_pretrained(
+            model, dtype=jnp.dtype(self.dtype), train_size=train_size, allow_pickle=allow_pickle
+        )
         self.info = self.pipe.info
         grid = None if train_size is None else Bucket(*train_size).latent(self.info.latent_factor)
         opened = REFERENCES[self.info.family.pipeline]

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.hub, pytest.mark.timeout(4 * 3600)]
 @pytest.mark.parametrize("model", CHECKPOINTS)
 def test_a_published_checkpoint_draws_as_in_pytorch(model):
     name, size, options = CHECKPOINTS[model]
-    info = describe(name, **options)
+    info = describe(name, **options)  # downloads
     assert {level: info.train_tokens[level] for level in info.unet.attention_levels} == TRAIN_TOKENS[model]
     rows = compare(name, size=size, steps=2, **options)
     assert [row for row in rows if not row.passed] == []
