@@ -98,7 +98,7 @@ BAD = {
     ),
     "a config is missing": (_unlink("vae/config.json"), {}, r"vae/config\.json is missing"),
     "weights are missing": (_unlink(UNET), {}, r"unet/diffusion_pytorch_model\.safetensors is missing"),
-    "no such variant": (_nothing, {"variant": "fp16"}, r"text_encoder has no weights of variant='fp16': there is None"),
+    "no such variant": (_nothing, {"variant": "fp16"}, r"unet has no weights of variant='fp16': there is None"),
     "weights are cut off": (
         _truncate(UNET),
         {},
@@ -145,7 +145,7 @@ BAD = {
     "another pipeline": (
         _edit("model_index.json", _class_name="FluxPipeline"),
         {},
-        r"is a FluxPipeline: implemented is StableDiffusionPipeline",
+        r"is a FluxPipeline: implemented are StableDiffusionPipeline, LDM",
     ),
     "broken JSON": (_write("unet/config.json", "{,"), {}, r"unet/config\.json can't be read: .*line 1 column 2"),
     "a pickle that was not allowed": (
@@ -163,7 +163,11 @@ BAD = {
         {},
         r"scheduler FlowScheduler is not implemented",
     ),
-    "no tokenizer": (_no_tokenizer, {}, r"tokenizer holds no CLIP tokenizer that can be read"),
+    "no tokenizer": (
+        _no_tokenizer,
+        {},
+        r"tokenizer holds no CLIPTokenizer: it has neither tokenizer.json nor vocab.json",
+    ),
     "an unknown dtype": (
         _nothing,
         {"dtype": "int8"},
