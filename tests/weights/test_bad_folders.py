@@ -166,7 +166,7 @@ BAD = {
     "no tokenizer": (
         _no_tokenizer,
         {},
-        r"tokenizer holds no CLIPTokenizer: it has neither tokenizer.json nor vocab.json",
+        r"tokenizer holds no CLIPTokenizer: it has neither",
     ),
     "an unknown dtype": (
         _nothing,
