@@ -63,7 +63,7 @@ def folder(tmp_path):
             counts = {"objects_exact": number == 0, "objects_missing": number, "objects_extra": 2 * number}
             run.write(cell, PNG, {**cell_row(cell), **counts, "error": None, "entropy_layers": layers})
         run.write_failure(cells[-1], cell_row(cells[-1]), "RuntimeError: no memory")
-        program = Program(BucketKey("scenes", Bucket(36, 64)), METHODS[0], 2, 2, True)
+        program = Program(BucketKey("scenes", Bucket(36, 64)), METHODS[0], 2, "ddim", 2, True)
         task = Chunk(0, program, 64, 36, tuple(cells[:2])).task({cell.id for cell in cells})
         Ledger(run).add("worker-0", {}, task, Result([], [Compile("convert", True, 1.5)], 2.5, 0.75))
     return run.path
