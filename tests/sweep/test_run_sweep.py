@@ -212,7 +212,7 @@ def test_a_cell_drawn_elsewhere_in_its_batch_would_differ(spec_file, fake_models
     # The control of the tests above: the fake pipeline does tell positions apart, so equality shows that they are kept.
     task = plan_sweep(spec_file).plan.chunks[0].task({cell.id for cell in plan_sweep(spec_file).plan.chunks[0].cells})
     pipe = fakes.FakePipe()
-    call = {"height": 64, "width": 64, "rule": task.cells[0].method, "steps": 3, "guidance": 5.0}
+    call = {"height": 64, "width": 64, "rule": task.cells[0].method, "sampler": "ddim", "steps": 3, "guidance": 5.0}
     one = pipe(["a"] * 4, seed=[1] * 4, measure_entropy=False, **call).images
     assert (one[0] != one[1]).any()
 
