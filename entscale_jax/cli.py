@@ -43,7 +43,6 @@ _EXTRAS = {
     "torch": "parity",
     "diffusers": "parity",
     "optax": "train",
-    "orbax": "train",
     "jinja2": "report",
     "matplotlib": "report",
 }
@@ -141,6 +140,39 @@ def inspect(
     from .weights.folder import describe
 
     print_model(describe(model, train_size=_size(train_size)), _size(size), Console())
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, which --model then takes.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Of a hub id: a branch, a tag or a commit.", show_default=False)
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Of the weights, such as fp16.", show_default=False)] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read PyTorch's .bin where there are no safetensors.")
+    ] = False,
+) -> None:
+    """Write a model as orbax checkpoints with a manifest: arrays in JAX's layout, read by each device by itself."""
+    from .weights.convert import convert
+
+    with Console(stderr=True).status("converting"):
+        convert(model, out, revision=revision, variant=variant, allow_pickle=allow_pickle)
+    print(f"wrote {out}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A folder that entscale convert wrote.")],
+    out: Annotated[Path, typer.Argument(help="A new folder, which PyTorch diffusers opens.")],
+) -> None:
+    """Write the diffusers folder that a converted model came from, with the same tensors bit for bit."""
+    from .weights.convert import export
+
+    with Console(stderr=True).status("exporting"):
+        export(checkpoint, out)
+    print(f"wrote {out}")
 
 
 @app.command()

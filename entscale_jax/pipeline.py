@@ -88,7 +88,7 @@ class TextToImage:
         """Opens a model.
 
         Args:
-            model: a diffusers folder, a hub id, or `scenes`, the built-in model.
+            model: a diffusers folder, one that `entscale convert` wrote, a hub id, or `scenes`, the built-in model.
             dtype: of weights and computation: float32, bfloat16, float16 or float64, whatever is stored. SDXL's
                 autoencoder, which overflows in half precision, stays in float32 there.
             train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.

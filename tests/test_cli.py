@@ -104,13 +104,35 @@ def test_inspect_prints_a_model_from_its_configs_alone(entscale, broken):
     assert ["1", "4", "8", "16", "64", "1.225"] in lines
 
 
+def test_convert_and_export(entscale, tiny_folder, tmp_path):
+    assert entscale("convert", tiny_folder, tmp_path / "converted")[:2] == (0, f"wrote {tmp_path / 'converted'}\n")
+    assert entscale("export", tmp_path / "converted", tmp_path / "again")[0] == 0
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (tiny_folder / weights).read_bytes()
+    refused(entscale("convert", tiny_folder, tmp_path / "converted"), "converted exists already")
+    refused(entscale("convert", tmp_path / "missing", tmp_path / "out"), "does not exist")
+    refused(entscale("export", tiny_folder, tmp_path / "out"), "holds no entscale_manifest.json")
+    assert not (tmp_path / "out").exists()
+
+
 def test_inspect_refuses(entscale, tiny_folder, tmp_path):
     refused(entscale("inspect", tiny_folder, "--size", "4x4"), "1 token at the deepest of 2 levels")
     refused(entscale("inspect", tmp_path / "missing"), "does not exist")
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("generate",), ("inspect",), ("sweep",), ("report",), ("parity",), ("train", "scenes")]
+    "command",
+    [
+        (),
+        ("generate",),
+        ("inspect",),
+        ("convert",),
+        ("export",),
+        ("sweep",),
+        ("report",),
+        ("parity",),
+        ("train", "scenes"),
+    ],
 )
 def test_help_of_every_command(entscale, command):
     code, out, _ = entscale(*command, "--help")

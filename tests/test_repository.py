@@ -55,7 +55,7 @@ def test_all_holds_every_extra_that_runs_on_any_machine():
 
 def test_core_installs_no_framework_of_an_extra():
     core = {Requirement(text).name for text in PROJECT["dependencies"]}
-    assert not core & {"torch", "diffusers", "ray", "pyarrow", "optax", "orbax-checkpoint", "matplotlib", "jinja2"}
+    assert not core & {"torch", "diffusers", "ray", "pyarrow", "optax", "matplotlib", "jinja2"}
 
 
 @pytest.mark.parametrize("extra", ["core", *sorted(set(EXTRAS) - {"cuda", "tpu", "all"})])

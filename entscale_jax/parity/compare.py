@@ -152,6 +152,7 @@ class Pair:
             model, dtype=jnp.dtype(self.dtype), train_size=train_size, allow_pickle=allow_pickle
         )
         self.info = self.pipe.info
+        _ = self.info.weight_files("unet")  # raises for a converted model, which PyTorch can't open
         grid = None if train_size is None else Bucket(*train_size).latent(self.info.latent_factor)
         opened = REFERENCES[self.info.family.pipeline]
         self.reference: DiffusersFolder = opened(self.info.folder, float64=float64, train_grid=grid)

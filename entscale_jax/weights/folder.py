@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from ..errors import UserError
 from ..models import UNet2DConditionConfig
 from ..sampling import Sampler, choose_sampler
 from ..scales import Scaling
+from .checkpoint import load_checkpoint
 from .families import KINDS, Config, Family, family_of
 from .files import WeightFiles, find_weights
 from .hub import find_folder
+from .manifest import CHECKPOINT, Manifest, read_manifest
 from .placement import Placement
 from .tokenizer import Tokenizer
 from .torch_format import AbstractRngs, load_parameters
@@ -53,6 +55,8 @@ class ModelInfo:
     """Of the weights, such as `fp16`."""
     allow_pickle: bool = False
     """Whether weights may be read from PyTorch's `.bin`."""
+    manifest: Manifest | None = field(default=None, repr=False, compare=False)
+    """Of a folder that `entscale convert` wrote."""
 
     @property
     def text(self) -> Config:
@@ -138,21 +142,32 @@ class ModelInfo:
 
     def load(self, part: str, dtype: jnp.dtype | type | str = jnp.float32, *, sharding: Placement = None) -> Any:
         """The part's module with its weights."""
-        module, config = KINDS[self.kinds[part]].module, self.configs[part]
-
-        def build() -> Any:
-            return module(config, rngs=AbstractRngs(), dtype=dtype)
-
+        build = self.builder(part, dtype)
+        if self.manifest is not None:
+            return load_checkpoint(build, self.folder / part / CHECKPOINT, dtype, sharding=sharding)
         return load_parameters(build, self.weight_files(part), dtype, sharding=sharding)
+
+    def builder(self, part: str, dtype: jnp.dtype | type | str = jnp.float32) -> Callable[[], Any]:
+        """Makes the part's module, to be traced and never run."""
+        module, config = KINDS[self.kinds[part]].module, self.configs[part]
+        return lambda: module(config, rngs=AbstractRngs(), dtype=dtype)
+
+    def weights_stem(self, part: str) -> str:
+        """How the name of a part's weights begins."""
+        return KINDS[self.kinds[part]].weights
 
     def weight_files(self, part: str) -> WeightFiles:
         """The files of a part's weights. Raises UserError where they are missing or may not be read."""
-        stem = KINDS[self.kinds[part]].weights
+        if self.manifest is not None:
+            raise UserError(f"model {self.name!r} is a converted one: `entscale export` makes a diffusers folder of it")
+        stem = self.weights_stem(part)
         return find_weights(self.folder / part, stem, variant=self.variant, allow_pickle=self.allow_pickle)
 
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over weights, configs and tokenizers: everything in the folder that a picture depends on."""
+        if self.manifest is not None:
+            return self.manifest.source_hash
         digest = hashlib.sha256()
         parts = self.family.parts
         files = [file for part in parts for file in self.weight_files(part).all]
@@ -180,7 +195,8 @@ def describe(
     """What the configs of `model` say.
 
     Args:
-        model: a diffusers folder, a hub id such as `org/name`, or `scenes`, the built-in model.
+        model: a diffusers folder, one that `entscale convert` wrote, a hub id such as `org/name`, or `scenes`, the
+            built-in model.
         train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
         sampler: instead of the folder's own, as `choose_sampler` takes it.
         revision: of a hub id: a branch, a tag or a commit.
@@ -213,6 +229,7 @@ def describe(
         bool(index.get("force_zeros_for_empty_prompt", False)),
         variant,
         allow_pickle,
+        _manifest(name, folder, variant),
     )
     if train_size is not None:
         grid = Bucket.covering(*train_size, info.latent_factor).latent(info.latent_factor)
@@ -261,6 +278,13 @@ def _find(model: str, *, revision: str | None, **options: Any) -> Path:
     if revision is not None:
         raise UserError(f"model {model!r} is the built-in one, which has no revision {revision!r}")
     return _BUILT_IN_FOLDER
+
+
+def _manifest(model: str, folder: Path, variant: str | None) -> Manifest | None:
+    manifest = read_manifest(folder)
+    if manifest is not None and variant not in (None, manifest.variant):
+        raise UserError(f"model {model!r} was converted from variant={manifest.variant!r} and holds no {variant!r}")
+    return manifest
 
 
 def _read_json(file: Path, model: str) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import UserError
-from .safetensors_file import StoredTensor
+from .safetensors_file import WORDS, StoredTensor
 
 _REOPEN_BYTES = 2**28
 """What is read of one mapping before its pages are let go."""
@@ -22,7 +22,7 @@ def open_pickled(file: Path) -> dict[str, StoredTensor]:
     """Key -> tensor. Raises UserError for a file that holds anything else, or where PyTorch is not installed."""
     pickled = _Pickled(file)
     return {
-        key: StoredTensor(file, tuple(tensor.shape), partial(pickled.read, key))
+        key: StoredTensor(file, key, _word(tensor), tuple(tensor.shape), partial(pickled.read, key))
         for key, tensor in pickled.load().items()
     }
 
@@ -46,14 +46,12 @@ class _Pickled:
         return content
 
     def read(self, key: str) -> np.ndarray:
-        """One of them as numpy has it, an error for what is no floating-point tensor."""
+        """One of them as numpy has it."""
         with self._lock:
             if self._mapped and self._bytes > _REOPEN_BYTES:
                 self.load()
             tensor = self._tensors[key].detach()
             self._bytes += tensor.nbytes
-        if not tensor.is_floating_point():
-            raise UserError(f"{self._file} stores {key} as {tensor.dtype}: read are floating-point tensors")
         return _to_numpy(tensor)
 
 
@@ -73,6 +71,15 @@ def _load(file: Path, *, mapped: bool) -> Any:
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{file} can't be read as weights of PyTorch ({reason}): fetch it again") from None
+
+
+def _word(tensor: Any) -> str:
+    """safetensors' word for the dtype, or PyTorch's own where that has none."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    try:
+        return WORDS[jnp.dtype(name)]
+    except (TypeError, KeyError):
+        return name
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

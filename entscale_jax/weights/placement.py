@@ -19,12 +19,16 @@ _THREADS = 4
 
 def put(name: str, array: np.ndarray, sharding: Placement) -> jax.Array:
     """A copy of the array on its devices. Raises UserError where the sharding does not fit its shape."""
-    if sharding is not None and not isinstance(sharding, Sharding):
-        sharding = sharding(name, array.shape)
-    if sharding is not None:
-        _check_fits(name, array.shape, sharding)
     # XLA's own transposition reads a transposed view several times as fast as numpy copies it.
-    return jax.device_put(array, sharding, may_alias=False).block_until_ready()
+    return jax.device_put(array, sharding_of(name, array.shape, sharding), may_alias=False).block_until_ready()
+
+
+def sharding_of(name: str, shape: tuple[int, ...], placement: Placement) -> Sharding | None:
+    """What a placement says of one parameter. Raises UserError where that does not fit its shape."""
+    sharding = placement if placement is None or isinstance(placement, Sharding) else placement(name, shape)
+    if sharding is not None:
+        _check_fits(name, shape, sharding)
+    return sharding
 
 
 def under(part: str, sharding: Placement) -> Placement:

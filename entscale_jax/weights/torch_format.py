@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from ..errors import UserError
 from .dtypes import read_dtype
 from .files import WeightFiles
 from .placement import Placement, in_threads, put
-from .safetensors_file import StoredTensor
+from .safetensors_file import FLOATS, StoredTensor
 from .stored import read_stored
 
 Shape = tuple[int, ...]
@@ -63,24 +64,49 @@ def load_parameters(
     Raises UserError listing every missing key, unused key and wrong shape at once.
     """
     dtype = read_dtype(dtype)
-    files = WeightFiles((files,)) if isinstance(files, Path) else files
+    match = match_parameters(build, WeightFiles((files,)) if isinstance(files, Path) else files)
+
+    def place(name: str) -> jax.Array:
+        return put(name, match.read(name, dtype), sharding)
+
+    # The largest first, so that what is being read is small by the time that nearly everything is in memory.
+    order = sorted(match.wanted, key=lambda name: -math.prod(match.stored[name].shape))
+    arrays = dict(zip(order, in_threads(place, order), strict=True))
+    flat = [(path, leaf.replace(arrays[name])) for name, (path, leaf) in match.wanted.items()]
+    return nnx.merge(match.graph, nnx.from_flat_state(flat))
+
+
+@dataclass(frozen=True)
+class Match:
+    """A module that is described only, and the stored tensor of each of its parameters."""
+
+    graph: nnx.GraphDef
+    wanted: Mapping[str, tuple[tuple, nnx.Variable]]
+    """Name as in PyTorch -> path here and the parameter without its values."""
+    stored: Mapping[str, StoredTensor]
+    """Name -> tensor."""
+    unread: Mapping[str, StoredTensor]
+    """Key -> tensor, of those that no parameter needs."""
+
+    def read(self, name: str, dtype: jnp.dtype | None = None) -> np.ndarray:
+        """A parameter's values in our layout, in `dtype`, or as stored if None."""
+        path, leaf = self.wanted[name]
+        array = self.stored[name].read().reshape(torch_shape(path, leaf.get_value().shape))
+        return from_torch(path, array if dtype is None else array.astype(dtype, copy=False))
+
+
+def match_parameters(build: Callable[[], nnx.Module], files: WeightFiles) -> Match:
+    """Which tensor of the files is which parameter, before any is read.
+
+    Raises UserError listing every missing key, unused key, wrong shape and dtype that is no floating-point one at once.
+    """
     module = nnx.eval_shape(build)
     unread, (graph, abstract) = _unread(module), nnx.split(module)
     wanted = {canonical_name(torch_name(path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
-    shapes = {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}
-    stored = {name: tensor for name, tensor in _by_name(read_stored(files)).items() if name not in unread}
-    _check(files, shapes, {name: _stored_shape(name, tensor.shape) for name, tensor in stored.items()})
-
-    def place(name: str) -> jax.Array:
-        array = stored[name].read().reshape(shapes[name]).astype(dtype, copy=False)
-        array = from_torch(wanted[name][0], array)
-        return put(name, array, sharding)
-
-    # The largest first, so that what is being read is small by the time that nearly everything is in memory.
-    order = sorted(wanted, key=lambda name: -math.prod(shapes[name]))
-    arrays = dict(zip(order, in_threads(place, order), strict=True))
-    flat = [(path, leaf.replace(arrays[name])) for name, (path, leaf) in wanted.items()]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    found = _by_name(read_stored(files))
+    stored = {name: tensor for name, tensor in found.items() if name not in unread}
+    _check(files, {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}, stored)
+    return Match(graph, wanted, stored, {found[name].key: found[name] for name in unread & found.keys()})
 
 
 def save_parameters(module: nnx.Module, file: Path, *, prefix: str = "") -> None:
@@ -132,12 +158,12 @@ def _unread(module: nnx.Module) -> set[str]:
 
 def _by_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors by the present spelling of their keys. Raises UserError where two keys have the same."""
-    found, keys = {}, {}
+    found: dict[str, StoredTensor] = {}
     for key, tensor in tensors.items():
         name = canonical_name(key)
         if name in found:
-            raise UserError(f"{tensor.file} holds {name} under two keys, {keys[name]} and {key}")
-        found[name], keys[name] = tensor, key
+            raise UserError(f"{tensor.file} holds {name} under two keys, {found[name].key} and {key}")
+        found[name] = tensor
     return found
 
 
@@ -147,11 +173,14 @@ def _stored_shape(name: str, shape: Shape) -> Shape:
     return shape[:2] if dense and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _check(files: WeightFiles, wanted: dict[str, Shape], found: dict[str, Shape]) -> None:
-    faults = [f"missing key {name}" for name in sorted(wanted.keys() - found.keys())]
-    faults += [f"unused key {name}" for name in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        if wanted[name] != found[name]:
-            faults.append(f"wrong shape {name}: {list(found[name])}, the config asks for {list(wanted[name])}")
+def _check(files: WeightFiles, wanted: dict[str, Shape], stored: dict[str, StoredTensor]) -> None:
+    faults = [f"missing key {name}" for name in sorted(wanted.keys() - stored.keys())]
+    faults += [f"unused key {name}" for name in sorted(stored.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & stored.keys()):
+        found = _stored_shape(name, stored[name].shape)
+        if found != wanted[name]:
+            faults.append(f"wrong shape {name}: {list(found)}, the config asks for {list(wanted[name])}")
+        elif stored[name].dtype not in FLOATS:
+            faults.append(f"{name} stored as {stored[name].dtype}: read are {', '.join(FLOATS)}")
     if faults:
         raise UserError(f"{files.all[0]} does not fit its config.json: {'; '.join(faults)}")

@@ -95,10 +95,16 @@ def test_a_broken_file(tmp_path, spoil):
     assert "\n" not in str(caught.value)
 
 
-def test_integers_are_no_weights(tmp_path):
-    torch.save({"position_ids": torch.arange(3)}, tmp_path / "x.bin")
-    with pytest.raises(UserError, match=r"stores position_ids as torch\.int64"):
-        open_pickled(tmp_path / "x.bin")["position_ids"].read()
+def test_every_dtype_is_named_as_in_safetensors(tmp_path):
+    tensors = {"position_ids": torch.arange(3), "half": torch.ones(2, dtype=torch.bfloat16), "odd": torch.ones(1) * 1j}
+    torch.save(tensors, tmp_path / "x.bin")
+    opened = open_pickled(tmp_path / "x.bin")
+    assert {key: tensor.dtype for key, tensor in opened.items()} == {
+        "position_ids": "I64",
+        "half": "BF16",
+        "odd": "complex64",
+    }
+    assert opened["position_ids"].read().tolist() == [0, 1, 2]
 
 
 def test_without_pytorch(tmp_path, monkeypatch):

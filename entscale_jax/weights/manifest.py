@@ -1,0 +1,88 @@
+"""What `entscale convert` writes beside its checkpoints: what they were made of, and how to make that again."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import UserError
+
+FILE = "entscale_manifest.json"
+CHECKPOINT, UNREAD = "checkpoint", "unread.safetensors"
+"""In a part's folder: the orbax checkpoint of its parameters, and the tensors that no parameter needs."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceFile(_Record):
+    """One safetensors file that export makes again."""
+
+    name: str
+    """Within the part's folder."""
+    header: str
+    """Its own, to the last space: keys, dtypes, shapes and their order."""
+    sha256: str
+
+
+class SourcePart(_Record):
+    """The weights of one part."""
+
+    files: tuple[SourceFile, ...]
+    index: dict[str, str] = {}
+    """Name and text of the index of the shards, if there is one."""
+
+
+class Manifest(_Record):
+    """The content of the manifest."""
+
+    version: int = 1
+    """Of this format."""
+    source: str
+    """The model as it was named: a folder or a hub id."""
+    source_hash: str
+    """`ModelInfo.weights_hash` of it, which is that of the checkpoint too."""
+    variant: str | None = None
+    """Of the weights, such as `fp16`."""
+    versions: dict[str, str]
+    """Of the packages that wrote this."""
+    config: dict[str, dict[str, Any]]
+    """Part -> its config.json."""
+    copied: dict[str, str]
+    """File -> SHA-256, of all that is no weights."""
+    parts: dict[str, SourcePart]
+
+    def check(self, folder: Path) -> None:
+        """Raises UserError where a copied file is no longer what it was: the hash of the model would not be true."""
+        for name, digest in self.copied.items():
+            file = folder / name
+            if not file.is_file() or sha256([file.read_bytes()]) != digest:
+                what = "was changed" if file.is_file() else "is missing"
+                raise UserError(f"{file} {what} since `entscale convert` wrote it: change the source and convert that")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """That of a converted model, None of another folder. Raises UserError where it can't be read or does not fit."""
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        manifest = Manifest.model_validate_json(file.read_text())
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is no manifest of `entscale convert` ({reason}): convert the model again") from None
+    if manifest.version != 1:
+        raise UserError(f"{file} is of version {manifest.version}, and this one reads 1: update entscale-jax")
+    manifest.check(folder)
+    return manifest
+
+
+def sha256(blocks: Iterable[bytes]) -> str:
+    """Hexadecimal, of the blocks together."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
