@@ -58,6 +58,11 @@ TrainSize = Annotated[
     str | None,
     typer.Option(help="WIDTHxHEIGHT in training, where the model's config does not say it right.", show_default=False),
 ]
+Revision = Annotated[str | None, typer.Option(help="Of a hub id: a branch, a tag or a commit.", show_default=False)]
+Variant = Annotated[str | None, typer.Option(help="Of the weights' files, such as fp16.", show_default=False)]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read PyTorch's .bin where there are no safetensors.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -99,6 +104,14 @@ def generate(
     strength: Annotated[float, typer.Option(help="With --image, the share of the steps that is run.")] = 0.8,
     model: Model = "scenes",
     train_size: TrainSize = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    revision: Revision = None,
+    variant: Variant = None,
+    allow_pickle: AllowPickle = False,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Draw so many captions at a time; all if not given.", show_default=False)
+    ] = None,
+    tiling: Annotated[bool, typer.Option("--tiling", help="Decode in tiles, for pictures too large at once.")] = False,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="PNG to write; of several pictures, out-0.png, out-1.png and so on.")
     ] = Path("out.png"),
@@ -111,7 +124,6 @@ def generate(
             prompts=tuple(prompts),
             model=model,
             size=_size(size),
-            train_size=_size(train_size),
             rule=rule,
             multiplier=_multiplier(multiplier),
             sampler=sampler,
@@ -121,6 +133,15 @@ def generate(
             negative_prompt=negative_prompt,
             image=image,
             strength=strength,
+            tiling=tiling,
+            max_batch=max_batch,
+            opening={
+                "dtype": dtype,
+                "train_size": _size(train_size),
+                "revision": revision,
+                "variant": variant,
+                "allow_pickle": allow_pickle,
+            },
             out=out,
         ),
         Console(stderr=True),
@@ -134,25 +155,23 @@ def inspect(
         str | None, typer.Option(help="WIDTHxHEIGHT: tokens and multipliers there, too.", show_default=False)
     ] = None,
     train_size: TrainSize = None,
+    revision: Revision = None,
 ) -> None:
-    """Print a model's family, training size and self-attention without loading its weights."""
+    """Print a model's family, training size and self-attention without fetching or loading its weights."""
     from .model_summary import print_model
     from .weights.folder import describe
 
-    print_model(describe(model, train_size=_size(train_size)), _size(size), Console())
+    info = describe(model, train_size=_size(train_size), revision=revision, weights=False)
+    print_model(info, _size(size), Console())
 
 
 @app.command()
 def convert(
     model: Annotated[str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")],
     out: Annotated[Path, typer.Argument(help="A new folder, which --model then takes.")],
-    revision: Annotated[
-        str | None, typer.Option(help="Of a hub id: a branch, a tag or a commit.", show_default=False)
-    ] = None,
-    variant: Annotated[str | None, typer.Option(help="Of the weights, such as fp16.", show_default=False)] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read PyTorch's .bin where there are no safetensors.")
-    ] = False,
+    revision: Revision = None,
+    variant: Variant = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Write a model as orbax checkpoints with a manifest: arrays in JAX's layout, read by each device by itself."""
     from .weights.convert import convert

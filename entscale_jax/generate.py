@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +25,6 @@ class Job:
     prompts: tuple[str, ...]
     model: str
     size: tuple[int, int] | None
-    train_size: tuple[int, int] | None
     rule: str
     multiplier: float | tuple[float, ...]
     sampler: str | None
@@ -36,6 +36,10 @@ class Job:
     negative_prompt: str | None
     image: Path | None
     strength: float
+    tiling: bool
+    max_batch: int | None
+    opening: Mapping[str, Any]
+    """How `TextToImage.from_pretrained` opens the model: dtype, revision, variant, allow_pickle, train_size."""
     out: Path
 
 
@@ -43,13 +47,14 @@ def run(job: Job, console: Console) -> list[Path]:
     """Draws the job, writes its files and returns their paths. Nothing is written where something is wrong."""
     files = _files(job.out, len(job.prompts))
     with console.status(f"opening {job.model}") as status:
-        pipe = TextToImage.from_pretrained(job.model, train_size=job.train_size)
+        pipe = TextToImage.from_pretrained(job.model, **job.opening)
         image = None if job.image is None else _read_image(job.image)
         height, width = job.size or (pipe.info.train_size if image is None else image.shape[:2])
         scaling = Scaling.of(job.rule, job.multiplier)
         job = replace(job, guidance=pipe.info.guidance if job.guidance is None else job.guidance)
         static: dict[str, Any] = {"height": height, "width": width, "rule": scaling}
         static |= {"sampler": job.sampler, "steps": job.steps, "guidance": job.guidance}
+        static |= {"tiling": job.tiling, "max_batch": job.max_batch}
         status.update(f"compiling for {width}x{height}")
         pipe.compile(batch=len(job.prompts), strength=None if image is None else job.strength, **static)
         status.update(f"drawing {len(job.prompts)} of {width}x{height}")
@@ -92,6 +97,8 @@ def _record(job: Job, pipe: TextToImage, scaling: Scaling, index: int, size: str
         "seed": str(job.seed + index),
         "rule": scaling.label,
         "size": size,
+        "dtype": job.opening["dtype"],
+        **({"tiling": "yes"} if job.tiling else {}),
         "sampler": json.dumps(
             {"name": pipe.info.sampler(job.sampler).name, "steps": job.steps, "guidance": job.guidance}
         ),

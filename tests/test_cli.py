@@ -104,6 +104,19 @@ def test_inspect_prints_a_model_from_its_configs_alone(entscale, broken):
     assert ["1", "4", "8", "16", "64", "1.225"] in lines
 
 
+def test_generate_in_turns_in_tiles_and_half_precision(entscale, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    for file in folder.glob("*/*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    options = ("--model", folder, "--size", "16x16", "--steps", 1, "-o", tmp_path / "out.png")
+    refused(entscale("generate", "a red circle", *options), "no weights of variant=None: there is 'fp16'")
+    options += ("--variant", "fp16", "--dtype", "bfloat16", "--tiling", "--max-batch", 1)
+    assert entscale("generate", "a red circle", "a blue square", *options)[0] == 0
+    assert read_text(tmp_path / "out-1.png")["dtype"] == "bfloat16"
+    refused(entscale("generate", "a red circle", *options, "--dtype", "int8"), "dtype 'int8' is not one of float32")
+    refused(entscale("generate", "a red circle", *options, "--max-batch", 0), "max_batch")
+
+
 def test_convert_and_export(entscale, tiny_folder, tmp_path):
     assert entscale("convert", tiny_folder, tmp_path / "converted")[:2] == (0, f"wrote {tmp_path / 'converted'}\n")
     assert entscale("export", tmp_path / "converted", tmp_path / "again")[0] == 0

@@ -191,6 +191,7 @@ def describe(
     token: str | bool | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
+    weights: bool = True,
 ) -> ModelInfo:
     """What the configs of `model` say.
 
@@ -203,11 +204,12 @@ def describe(
         token: of an account that may read it.
         variant: of the weights, such as `fp16`.
         allow_pickle: lets weights be read from PyTorch's `.bin` where there are no safetensors.
+        weights: False fetches none of a hub id's, which then can't be loaded.
 
     Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
     """
     name = str(model)
-    folder = _find(name, revision=revision, token=token, variant=variant, allow_pickle=allow_pickle)
+    folder = _find(name, revision=revision, token=token, variant=variant, allow_pickle=allow_pickle, weights=weights)
     index = _read_json(folder / "model_index.json", name)
     family = family_of(name, index)
     kinds = family.check(name, index)

@@ -29,6 +29,7 @@ def find_folder(
     token: str | bool | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The folder of a model, fetched into the cache of huggingface_hub where it is a hub id.
 
@@ -41,6 +42,7 @@ def find_folder(
         token: of an account that may read it; that of `hf auth login` if None.
         variant: of the weights, such as `fp16`.
         allow_pickle: fetches `.bin` where a component has no safetensors.
+        weights: False fetches configs and tokenizers alone.
 
     Raises UserError, one line that says what to do, where there is no such folder or repository.
     """
@@ -54,7 +56,7 @@ def find_folder(
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or path.parent.is_dir():
         raise UserError(f"model folder {model!r} does not exist: give a diffusers folder, a hub id, or 'scenes'")
     with _explained(model, revision):
-        return _Repository(model, revision, token).fetch(variant, allow_pickle)
+        return _Repository(model, revision, token).fetch(variant, allow_pickle, weights)
 
 
 class _Repository:
@@ -64,7 +66,7 @@ class _Repository:
         self._model, self._revision, self._token = model, revision, token
         self._place = "on the hub"
 
-    def fetch(self, variant: str | None, allow_pickle: bool) -> Path:
+    def fetch(self, variant: str | None, allow_pickle: bool, weights: bool) -> Path:
         """Downloads what is needed and returns the snapshot's folder."""
         import huggingface_hub
 
@@ -77,7 +79,10 @@ class _Repository:
             inside = {name.partition("/")[2] for name in names if name.startswith(f"{component}/")}
             if not inside:
                 raise UserError(f"model {self._model!r}: {_INDEX} lists {component}, of which no file is {self._place}")
-            needed += [f"{component}/{name}" for name in self._needed(component, inside, variant, allow_pickle)]
+            chosen = [name for name in inside if name.endswith(_SMALL) and ".index." not in name]
+            if weights:
+                chosen += self._weights(component, inside, variant, allow_pickle)
+            needed += [f"{component}/{name}" for name in sorted(chosen)]
         missing = [name for name in needed if not (index.parent / name).is_file()]
         if missing:
             huggingface_hub.snapshot_download(
@@ -85,8 +90,7 @@ class _Repository:
             )
         return index.parent
 
-    def _needed(self, component: str, names: set[str], variant: str | None, allow_pickle: bool) -> Iterator[str]:
-        yield from sorted(name for name in names if name.endswith(_SMALL) and ".index." not in name)
+    def _weights(self, component: str, names: set[str], variant: str | None, allow_pickle: bool) -> Iterator[str]:
         for stem in (DIFFUSERS, TRANSFORMERS):
             if variants(names, stem):
                 where = f"model {self._model!r}: {component}"

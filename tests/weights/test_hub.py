@@ -156,6 +156,14 @@ def test_only_what_is_needed_is_fetched(hub, held, options, weights):
     assert fake.fetched == []
 
 
+def test_configs_alone(hub):
+    fake = hub(PLAIN)
+    find_folder(MODEL, weights=False)
+    assert sorted(fake.fetched) == NEEDED
+    find_folder(MODEL)
+    assert sorted(fake.fetched) == sorted(NEEDED + PLAIN)
+
+
 def test_a_variant_is_fetched_beside_what_is_cached(hub):
     fake = hub(PLAIN + FP16)
     find_folder(MODEL)
