@@ -86,6 +86,7 @@ def works(found: Sequence[Compared]) -> list[str]:
 def _models(folder: Path) -> Iterator[tuple[str, Path | str]]:
     build = random_models.build
     yield "Stable Diffusion 1.x", build(folder / "sd1", "sd1", sample_size=16, seed=0)
+    yield "Stable Diffusion 2.x base", build(folder / "sd2-base", "sd2-base", sample_size=16, seed=2)
     yield "Stable Diffusion 2.x, v-prediction", build(folder / "sd2", "sd2", sample_size=(12, 20), seed=1)
     yield "Latent Diffusion, AutoencoderKL", random_ldm.build(folder / "kl", "kl", sample_size=16, seed=0)
     yield "Latent Diffusion, VQModel", random_ldm.build(folder / "vq", "vq", sample_size=(12, 20), seed=1)

@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,19 +83,14 @@ SD2 = Family(
         "max_position_embeddings": 23,
     },
     pad_token="!",
-    scheduler=lambda: PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        steps_offset=1,
-        set_alpha_to_one=False,
-        skip_prk_steps=True,
-        prediction_type="v_prediction",
-    ),
+    scheduler=lambda: _pndm("v_prediction"),
 )
 """As 2.x: linear projections, heads per level, gelu, padding by "!", v-prediction, a scheduler config of PNDM."""
 
-FAMILIES = {"sd1": SD1, "sd2": SD2}
+SD2_BASE = replace(SD2, scheduler=lambda: _pndm("epsilon"))
+"""As 2.x base: the same but for what the UNet predicts."""
+
+FAMILIES = {"sd1": SD1, "sd2": SD2, "sd2-base": SD2_BASE}
 
 
 def build(folder: Path, family: str, *, sample_size: int | tuple[int, int], seed: int = 0) -> Path:
@@ -120,6 +115,18 @@ def build(folder: Path, family: str, *, sample_size: int | tuple[int, int], seed
     as_published(folder / "scheduler" / "scheduler_config.json")
     sharpen(Reference(folder), folder, seed)
     return folder
+
+
+def _pndm(prediction_type: Literal["epsilon", "v_prediction"]) -> PNDMScheduler:
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        prediction_type=prediction_type,
+    )
 
 
 def margins(reference: DiffusersFolder, seed: int = 0) -> dict[str, float]:

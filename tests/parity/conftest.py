@@ -14,6 +14,7 @@ from entscale_jax.parity.reference import Reference
 BUILDERS = {
     "sd1": lambda folder: random_models.build(folder, "sd1", sample_size=TRAINING["sd1"], seed=0),
     "sd2": lambda folder: random_models.build(folder, "sd2", sample_size=TRAINING["sd2"], seed=1),
+    "sd2-base": lambda folder: random_models.build(folder, "sd2-base", sample_size=TRAINING["sd2-base"], seed=2),
     "ldm-kl": lambda folder: random_ldm.build(folder, "kl", sample_size=TRAINING["ldm-kl"], seed=0),
     "ldm-vq": lambda folder: random_ldm.build(folder, "vq", sample_size=TRAINING["ldm-vq"], seed=1),
     "sdxl": lambda folder: random_sdxl.build(folder, sample_size=TRAINING["sdxl"]),

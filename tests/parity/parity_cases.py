@@ -7,7 +7,7 @@ from entscale_jax.buckets import Bucket
 from entscale_jax.scales import ScaleRule, Scaling
 
 SCENES = Path(entscale_jax.__file__).parent / "scenes" / "model"
-TRAINING = {"sd1": 16, "sd2": (12, 20), "ldm-kl": 16, "ldm-vq": (12, 20), "sdxl": (12, 20)}
+TRAINING = {"sd1": 16, "sd2": (12, 20), "sd2-base": 16, "ldm-kl": 16, "ldm-vq": (12, 20), "sdxl": (12, 20)}
 """Latent cells in training; (height, width) where they differ. Four levels: 16, 8, 4, 2 and 12x20, 6x10, 3x5, 2x3;
 self-attention of SDXL at the second and third of three."""
 GRIDS = {

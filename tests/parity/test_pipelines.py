@@ -32,7 +32,15 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
-GRIDS = {"sd1": (9, 7), "sd2": (7, 11), "scenes": (16, 16), "ldm-kl": (9, 7), "ldm-vq": (7, 11), "sdxl": (9, 7)}
+GRIDS = {
+    "sd1": (9, 7),
+    "sd2": (7, 11),
+    "sd2-base": (9, 7),
+    "scenes": (16, 16),
+    "ldm-kl": (9, 7),
+    "ldm-vq": (7, 11),
+    "sdxl": (9, 7),
+}
 """Latent cells (h, w)."""
 
 
@@ -87,6 +95,7 @@ CASES = [
     pytest.param("sd1", "pndm", "original", marks=pytest.mark.full),
     pytest.param("sd2", "euler", "original", marks=pytest.mark.full),
     ("sd2", "dpmsolver++", "entropy"),
+    ("sd2-base", "pndm", "entropy"),
     ("scenes", "ddim", "original"),
 ]
 
