@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep scenes-study scenes-measure test test-full check format clean
+.PHONY: help setup sweep scenes-study scenes-measure parity-full test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.sharpness docs/scenes.md
 	@$(BIN)/python -m entscale_jax.parity.float16 docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.detector docs/scenes.md
+
+parity-full: $(STAMP) ## Compare UNets of the published sizes with PyTorch, for docs/parity-full.md: hours, 11 GB of disk
+	@$(BIN)/python tests/parity/full_size.py docs/parity-full.md
 
 test: $(STAMP) ## Run the tests, without the heavy ones
 	@$(BIN)/pytest -m "not full"
