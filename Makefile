@@ -15,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep scenes-study scenes-measure parity test-hub test test-full check format clean
+.PHONY: help setup sweep scenes-study scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md
 
 parity: $(STAMP) ## Compare every family with PyTorch for docs/parity.md and the README: minutes a model
 	@$(BIN)/python -m entscale_jax.parity.document docs/parity.md README.md
+
+parity-full: $(STAMP) ## Compare UNets of the published sizes with PyTorch, for docs/parity-full.md: hours, 11 GB of disk
+	@$(BIN)/python tests/parity/full_size.py docs/parity-full.md
 
 test-hub: $(STAMP) ## Open and draw the published checkpoints, beside PyTorch: downloads some 40 GB
 	@HF_HUB_OFFLINE=0 $(BIN)/pytest -m hub

@@ -56,7 +56,6 @@ UNETS: dict[str, dict[str, Any]] = {
         "addition_embed_type_num_heads": 64,
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
-        "attention_type": "default",
         "class_embed_type": None,
         "class_embeddings_concat": False,
         "conv_in_kernel": 3,

@@ -105,9 +105,8 @@ class DiffusersFolder(ABC):
             self.unet.time_proj = TimeProjection64(
                 config["block_out_channels"][0], config["flip_sin_to_cos"], config["freq_shift"]
             )
-        self.levels = len(config["block_out_channels"])
         self.train_grid = train_grid or _pair(config["sample_size"])
-        self.layers = self._install()
+        self.layers = install(self.unet, self.train_grid)
         schedule: Any = DDIMScheduler.load_config(folder, subfolder="scheduler")
         self.scheduler: Any = DDIMScheduler.from_config(schedule)
 
@@ -128,20 +127,6 @@ class DiffusersFolder(ABC):
     @abstractmethod
     def _keywords(self, context: Any) -> dict[str, Any]:
         """The arguments of diffusers' UNet that hold `context`."""
-
-    def _install(self) -> dict[str, SelfAttention]:
-        processors = dict(self.unet.attn_processors)
-        layers = {}
-        for name in processors:
-            path = name.removesuffix(".processor").replace(".", "/")
-            if path.endswith("/attn1"):
-                level = _level(path, self.levels)
-                height, width = (math.ceil(side / 2**level) for side in self.train_grid)
-                processors[name] = layers[path] = SelfAttention(level, height * width)
-        if not layers:
-            raise ValueError("the UNet has no layer named attn1: nothing would be scaled")
-        self.unet.set_attn_processor(processors)
-        return layers
 
     @contextmanager
     def _scaled(self, rule: str, multiplier: Multiplier) -> Iterator[None]:
@@ -263,6 +248,21 @@ class Reference(DiffusersFolder):
 
     def _keywords(self, context: np.ndarray) -> dict[str, Any]:
         return {"encoder_hidden_states": self._tensor(context)}
+
+
+def install(unet: Any, train_grid: tuple[int, int]) -> dict[str, SelfAttention]:
+    """Puts `SelfAttention` at every `attn1` of a UNet trained on (h, w) latent cells. Path -> processor."""
+    processors, layers = dict(unet.attn_processors), {}
+    for name in processors:
+        path = name.removesuffix(".processor").replace(".", "/")
+        if path.endswith("/attn1"):
+            level = _level(path, len(unet.config["block_out_channels"]))
+            height, width = (math.ceil(side / 2**level) for side in train_grid)
+            processors[name] = layers[path] = SelfAttention(level, height * width)
+    if not layers:
+        raise ValueError("the UNet has no layer named attn1: nothing would be scaled")
+    unet.set_attn_processor(processors)
+    return layers
 
 
 def _joined(away: Any, towards: Any) -> Any:
