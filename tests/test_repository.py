@@ -102,3 +102,15 @@ def test_no_file_names_a_path_of_one_machine():
     ]
     assert found == []
     assert MACHINE_PATHS.search("see " + os.sep.join(["", "wo" + "rk", "main"]))
+
+
+def test_the_readme_tells_the_study_as_it_was_measured():
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "README.md").read_text().splitlines()]
+    told = [row for row in rows if len(row) == 6 and re.fullmatch(r"\d+x\d+", row[0])]
+    measured = (ROOT / "docs" / "scenes.md").read_text()
+    assert len(told) == 3
+    for size, missing, extra, *differences in told:
+        assert re.search(
+            rf"\| {size} \| \S+ \| 1\.000 \| original \| 256 \| .* \| {missing} \(.* \| {extra} \(", measured
+        )
+        assert f"| {size} | 256 | {' | '.join(differences)} |" in measured
