@@ -3,6 +3,8 @@
 import contextlib
 import os
 import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -129,9 +131,13 @@ def _draw(sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenE
     total, cost = len(sweep.plan.cells), sum(task.chunk.cost for task in tasks)
     _say(console, "starting workers")
     try:
-        with open_executor(sweep) as executor, RunProgress(console, total, total - len(wanted), cost) as progress:
+        with (
+            _remembered_interrupt() as interrupted,
+            open_executor(sweep) as executor,
+            RunProgress(console, total, total - len(wanted), cost) as progress,
+        ):
             recorder = Recorder(sweep.run, executor, progress)
-            Runner(tasks, executor, recorder).run()
+            Runner(tasks, executor, recorder, interrupted=interrupted.is_set).run()
             for line in recorder.summary():
                 progress.say(line)
     except KeyboardInterrupt:
@@ -139,6 +145,27 @@ def _draw(sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenE
     except WorkersGone as error:
         raise UserError(f"{error}. What is drawn is kept: the same command goes on from there") from error
     return True
+
+
+@contextlib.contextmanager
+def _remembered_interrupt() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, which Python loses in a callback of the garbage collector, of which JAX has one."""
+    seen = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    # Only Python's own handler, in the thread that signals come to, is taken over.
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield seen
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        seen.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _with_ray(address: str | None) -> OpenExecutor:

@@ -1,7 +1,7 @@
 """Keeps every worker busy until each cell is drawn or given up: the driver's loop, with its retries."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -53,8 +53,11 @@ class Outcome:
 class Runner:
     """One run over some tasks. Raises UserError where a worker finds the input at fault, WorkersGone where all die."""
 
-    def __init__(self, tasks: Iterable[Task], executor: Executor, sink: Sink):
+    def __init__(
+        self, tasks: Iterable[Task], executor: Executor, sink: Sink, *, interrupted: Callable[[], bool] = lambda: False
+    ):
         self.outcome = Outcome()
+        self._interrupted = interrupted
         self._queues = Queues(tasks)
         self._executor = executor
         self._sink = sink
@@ -64,13 +67,15 @@ class Runner:
         self._deaths = 0
 
     def run(self) -> Outcome:
-        """Draws everything; returns when the last chunk is stored."""
+        """Draws everything; returns when the last chunk is stored. Raises KeyboardInterrupt where `interrupted`."""
         self._idle = list(self._executor.start())
         self._sink.started()
         self._submit()
         while self._busy or self._queues:
             for event in self._executor.wait(POLL_SECONDS):
                 self._handle(event)
+            if self._interrupted():
+                raise KeyboardInterrupt
             self._submit()
         return self.outcome
 

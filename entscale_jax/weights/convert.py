@@ -15,7 +15,7 @@ from .checkpoint import read_checkpoint, write_checkpoint
 from .files import WeightFiles
 from .folder import ModelInfo, describe
 from .hub import LEFT_OUT
-from .manifest import CHECKPOINT, FILE, UNREAD, Manifest, SourceFile, SourcePart, read_manifest, sha256
+from .manifest import CHECKPOINT, FILE, UNREAD, Manifest, SourceFile, SourcePart, lengths, read_manifest, sha256
 from .safetensors_file import Header, file_blocks, header_for, open_safetensors, read_header
 from .torch_format import Match, canonical_name, match_parameters, to_torch, torch_name
 
@@ -80,7 +80,8 @@ def _convert_part(info: ModelInfo, part: str, new: Path) -> SourcePart:
     write_checkpoint(new / CHECKPOINT, {path: match.read(name) for name, (path, _) in match.wanted.items()})
     if match.unread:
         _write(new / UNREAD, header_for(match.unread), lambda key: match.unread[key].read())
-    return SourcePart(files=tuple(_source_files(info, part, files, match)), index=_index(files))
+    sources = tuple(_source_files(info, part, files, match))
+    return SourcePart(files=sources, index=_index(files), checkpoint=lengths(new / CHECKPOINT))
 
 
 def _source_files(info: ModelInfo, part: str, files: WeightFiles, match: Match) -> Iterator[SourceFile]:

@@ -34,6 +34,8 @@ class SourcePart(_Record):
     files: tuple[SourceFile, ...]
     index: dict[str, str] = {}
     """Name and text of the index of the shards, if there is one."""
+    checkpoint: dict[str, int]
+    """File of the checkpoint -> its bytes: orbax reads one that is cut off with many words."""
 
 
 class Manifest(_Record):
@@ -62,6 +64,12 @@ class Manifest(_Record):
             if not file.is_file() or sha256([file.read_bytes()]) != digest:
                 what = "was changed" if file.is_file() else "is missing"
                 raise UserError(f"{file} {what} since `entscale convert` wrote it: change the source and convert that")
+        for part, source in self.parts.items():
+            for name, size in source.checkpoint.items():
+                file = folder / part / CHECKPOINT / name
+                if not file.is_file() or file.stat().st_size != size:
+                    what = "has another length" if file.is_file() else "is missing"
+                    raise UserError(f"{file} {what} since `entscale convert` wrote it: convert the model again")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -78,6 +86,12 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise UserError(f"{file} is of version {manifest.version}, and this one reads 1: update entscale-jax")
     manifest.check(folder)
     return manifest
+
+
+def lengths(folder: Path) -> dict[str, int]:
+    """Bytes of each file below the folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
 
 
 def sha256(blocks: Iterable[bytes]) -> str:

@@ -1,6 +1,8 @@
 """Whole sweeps with workers in this process: retries, deaths, Ctrl-C, and going on where an earlier run stopped."""
 
 import json
+import signal
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -358,3 +360,23 @@ def test_without_an_executor_a_sweep_starts_ray(fake_models, spec_file, tmp_path
     monkeypatch.setattr("entscale_jax.sweep.api._with_ray", with_ray)
     assert run_sweep(spec_file, out=tmp_path / "run", address="auto", console=console) == 0
     assert asked == ["auto"]
+
+
+class Loses:
+    """Ctrl-C comes while Python does what it lets no exception out of."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_that_python_loses_ends_the_run_all_the_same(sweep, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    class Interrupted(FakeExecutor):
+        def wait(self, seconds):
+            Loses()
+            return super().wait(seconds)
+
+    assert sweep(Interrupted()) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import shutil
 
 import jax
@@ -20,6 +21,7 @@ from entscale_jax.parity import compare, random_ldm, random_models, random_sdxl
 from entscale_jax.weights.checkpoint import read_checkpoint, write_checkpoint
 from entscale_jax.weights.convert import convert, export
 from entscale_jax.weights.folder import describe
+from entscale_jax.weights.manifest import lengths
 
 VAE, TEXT = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 MANIFEST = "entscale_manifest.json"
@@ -241,6 +243,13 @@ def _reshape_parameter(folder):
 def _replace(folder, stored):
     shutil.rmtree(folder / "unet/checkpoint")
     write_checkpoint(folder / "unet/checkpoint", stored)
+    content = json.loads((folder / MANIFEST).read_text())
+    content["parts"]["unet"]["checkpoint"] = lengths(folder / "unet/checkpoint")
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def _length(file):
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _edit_config(folder):
@@ -264,11 +273,11 @@ SPOILT = {
     ),
     "no checkpoint": (
         lambda folder: shutil.rmtree(folder / "vae/checkpoint"),
-        r"vae/checkpoint can't be read as an orbax checkpoint \(.+\): convert the model again$",
+        r"vae/checkpoint/\S+ is missing since `entscale convert` wrote it: convert the model again$",
     ),
-    "a checkpoint without its data": (
-        lambda folder: [shutil.rmtree(data) for data in (folder / "vae/checkpoint").rglob("d")],
-        r"vae/checkpoint can't be read as an orbax checkpoint \(.+\): convert the model again$",
+    "a checkpoint cut off": (
+        lambda folder: os.truncate(max((folder / "vae/checkpoint").rglob("*"), key=_length), 1000),
+        r"vae/checkpoint/\S+ has another length since `entscale convert` wrote it: convert the model again$",
     ),
     "a config edited": (_edit_config, r"scheduler_config\.json was changed since `entscale convert` wrote it"),
     "a tokenizer gone": (

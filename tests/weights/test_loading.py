@@ -296,8 +296,9 @@ def test_memory_stays_near_the_weights(tmp_path, dtype, suffix):
         save_file(tensors, tmp_path / NAME)
     size = sum(math.prod(shape) for shape in shapes.values()) * jnp.dtype(dtype).itemsize
     peak = _run(PEAK, tmp_path, dtype, len(shapes))
-    # Of a pickle a part of fixed size stays mapped, here as much as all of it; orbax holds what one call reads.
-    beside = {"safetensors": 0, "bin": pickled._REOPEN_BYTES, "orbax": checkpoint._GROUP_BYTES}
+    # Of a pickle a part of fixed size stays mapped, here as much as all of it; orbax holds what one call reads, which
+    # ends with the array that exceeds the limit.
+    beside = {"safetensors": 0, "bin": pickled._REOPEN_BYTES, "orbax": 2 * checkpoint._GROUP_BYTES}
     assert 0.9 * size < peak < 1.3 * size + beside[suffix]
 
 
