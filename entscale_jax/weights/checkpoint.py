@@ -24,12 +24,13 @@ _GROUP_BYTES = 2**26
 
 
 def write_checkpoint(folder: Path, arrays: Mapping[tuple, np.ndarray]) -> None:
-    """Writes arrays by their paths, in the dtypes that they have."""
+    """Writes arrays by their paths, in the dtypes that they have. Raises UserError where it can't."""
     import orbax.checkpoint as ocp
 
     flat = {tuple(map(str, path)): array for path, array in arrays.items()}
     # Compressed, float32 weights take 8% less on disk and twice the time to read.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    with _explained(folder, "written", "is the disk full?"), ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.absolute(), ocp.args.PyTreeSave(unflatten_dict(flat)))
 
 
@@ -122,10 +123,10 @@ def _check(folder: Path, wanted: Mapping[tuple, tuple], stored: Mapping[tuple, t
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(folder: Path, done: str = "read", advice: str = "convert the model again") -> Iterator[None]:
     """Any failure of orbax and tensorstore, whose errors share no class, as one line that says what to do."""
     try:
         yield
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{folder} can't be read as an orbax checkpoint ({reason}): convert the model again") from None
+        raise UserError(f"{folder} can't be {done} as an orbax checkpoint ({reason}): {advice}") from None

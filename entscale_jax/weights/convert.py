@@ -111,7 +111,6 @@ def _export_part(folder: Path, source: SourcePart, new: Path) -> None:
 
     for file in source.files:
         header = Header(file.header)
-
         if lost := [key for key in header.tensors if key not in unread and canonical_name(key) not in arrays]:
             raise UserError(f"{folder} has no {', '.join(lost)}, which {FILE} lists: convert the model again")
         if _write(new / file.name, header, read) != file.sha256:

@@ -2,16 +2,27 @@
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ..errors import UserError
 
 FILE = "entscale_manifest.json"
 CHECKPOINT, UNREAD = "checkpoint", "unread.safetensors"
 """In a part's folder: the orbax checkpoint of its parameters, and the tensors that no parameter needs."""
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise ValueError(f"{name!r} leads out of the folder")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_inside)]
+"""Of a file, relative to the folder that it is in: nothing is read or written elsewhere."""
 
 
 class _Record(BaseModel):
@@ -21,7 +32,7 @@ class _Record(BaseModel):
 class SourceFile(_Record):
     """One safetensors file that export makes again."""
 
-    name: str
+    name: Name
     """Within the part's folder."""
     header: str
     """Its own, to the last space: keys, dtypes, shapes and their order."""
@@ -32,9 +43,9 @@ class SourcePart(_Record):
     """The weights of one part."""
 
     files: tuple[SourceFile, ...]
-    index: dict[str, str] = {}
+    index: dict[Name, str] = {}
     """Name and text of the index of the shards, if there is one."""
-    checkpoint: dict[str, int]
+    checkpoint: dict[Name, int]
     """File of the checkpoint -> its bytes: orbax reads one that is cut off with many words."""
 
 
@@ -53,9 +64,9 @@ class Manifest(_Record):
     """Of the packages that wrote this."""
     config: dict[str, dict[str, Any]]
     """Part -> its config.json."""
-    copied: dict[str, str]
+    copied: dict[Name, str]
     """File -> SHA-256, of all that is no weights."""
-    parts: dict[str, SourcePart]
+    parts: dict[Name, SourcePart]
 
     def check(self, folder: Path) -> None:
         """Raises UserError where a copied file is no longer what it was: the hash of the model would not be true."""
@@ -79,13 +90,19 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     try:
         manifest = Manifest.model_validate_json(file.read_text())
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError) as error:
+        reason = _first(error) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{file} is no manifest of `entscale convert` ({reason}): convert the model again") from None
     if manifest.version != 1:
         raise UserError(f"{file} is of version {manifest.version}, and this one reads 1: update entscale-jax")
     manifest.check(folder)
     return manifest
+
+
+def _first(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {fault['msg']}" if where else fault["msg"]
 
 
 def lengths(folder: Path) -> dict[str, int]:

@@ -227,6 +227,12 @@ def test_a_place_that_can_not_be_written_to(source, tmp_path):
         convert(source, tmp_path / "file" / "out")
 
 
+def test_a_checkpoint_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"can't be written as an orbax checkpoint \(.+\): is the disk full\?$"):
+        write_checkpoint(tmp_path / "file" / "checkpoint", {("kernel",): np.ones(3, np.float32)})
+
+
 def _drop_parameter(folder):
     stored = read_checkpoint(folder / "unet/checkpoint")
     stored.pop(("conv_in", "bias"))
@@ -289,7 +295,11 @@ SPOILT = {
         r"entscale_manifest\.json is no manifest of `entscale convert`",
     ),
     "a manifest of the future": (_edit_manifest(version=2), r"is of version 2, and this one reads 1"),
-    "a manifest with another field": (_edit_manifest(more=1), r"is no manifest of `entscale convert`"),
+    "a manifest that leads elsewhere": (
+        _edit_manifest(copied={"../../secret": "00"}),
+        r"is no manifest of `entscale convert` \(copied.*'\.\./\.\./secret' leads out of the folder\)",
+    ),
+    "a manifest with another field": (_edit_manifest(more=1), r"is no manifest of `entscale convert` \(more: "),
 }
 
 
