@@ -2,10 +2,11 @@
 
     python benchmarks/loading.py [--rounds 3] [--channels 320 640 1280 1280]
 
-Each measurement is in a process of its own, the two sides in turn, imports not counted, the file in the page cache.
+Each measurement is in a process of its own, the sides in turn, imports not counted, the file in the page cache.
 diffusers maps the file and leaves a page unread until it is used, so it has two rows: as `from_pretrained` returns, and
-after a value of every page was used. Memory is what the process holds at most, pages of mapped files included, above
-what it held before.
+after a value of every page was used. What can't be mapped, because its layout or its dtype is another, has to be
+copied: the last row is a bare copy of the tensors into memory of their own, by as many threads as we use. Memory is
+what the process holds at most, pages of mapped files included, above what it held before.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         side, dtype, folder = options.measure
-        print(json.dumps({"ours": load_here, "diffusers": load_diffusers}[side](Path(folder), dtype)))
+        print(json.dumps(SIDES[side](Path(folder), dtype)))
         return
     with tempfile.TemporaryDirectory() as folder:
         count = write_unet(Path(folder), options.channels)
@@ -75,9 +76,9 @@ def report(folder: Path, count: int, rounds: int) -> list[str]:
     (folder / "diffusion_pytorch_model.safetensors").read_bytes()  # into the page cache
     rows = []
     for dtype in DTYPES:
-        runs = [{side: measure(side, dtype, folder) for side in ("ours", "diffusers")} for _ in range(rounds)]
+        runs = [{side: measure(side, dtype, folder) for side in SIDES} for _ in range(rounds)]
         weights = count * (4 if dtype == "float32" else 2)
-        rows += rows_of(dtype, weights, [run["ours"] for run in runs], [run["diffusers"] for run in runs])
+        rows += rows_of(dtype, weights, {side: [run[side] for run in runs] for side in SIDES})
     header = (
         "dtype",
         "loaded by",
@@ -95,14 +96,14 @@ def report(folder: Path, count: int, rounds: int) -> list[str]:
     ]
 
 
-def rows_of(dtype: str, weights: int, ours: list[dict], theirs: list[dict]) -> list[tuple[str, ...]]:
+def rows_of(dtype: str, weights: int, runs: dict[str, list[dict]]) -> list[tuple[str, ...]]:
     """The table's rows for one dtype."""
-    own = statistics.median(run["returned"] for run in ours)
+    own = statistics.median(run["returned"] for run in runs["ours"])
 
-    def row(name: str, runs: list[dict], when: str, peak: str) -> tuple[str, ...]:
-        seconds, most = [run[when] for run in runs], max(run[peak] for run in runs)
+    def row(name: str, side: str, when: str) -> tuple[str, ...]:
+        seconds, most = [run[when] for run in runs[side]], max(run[f"{when}_peak"] for run in runs[side])
         middle = statistics.median(seconds)
-        processor = statistics.median(run[f"{when}_processor"] for run in runs)
+        processor = statistics.median(run[f"{when}_processor"] for run in runs[side])
         return (
             dtype,
             name,
@@ -110,13 +111,14 @@ def rows_of(dtype: str, weights: int, ours: list[dict], theirs: list[dict]) -> l
             f"{processor:.2f}",
             f"{most / 1e9:.2f}",
             f"{most / weights:.2f}",
-            "" if runs is ours else f"{own / middle:.1f}",
+            "" if side == "ours" else f"{own / middle:.1f}",
         )
 
     return [
-        row("entscale_jax", ours, "returned", "returned_peak"),
-        row("diffusers, returned", theirs, "returned", "returned_peak"),
-        row("diffusers, every page used", theirs, "touched", "touched_peak"),
+        row("entscale_jax", "ours", "returned"),
+        row("diffusers, returned", "diffusers", "returned"),
+        row("diffusers, every page used", "diffusers", "touched"),
+        row("a bare copy", "copy", "returned"),
     ]
 
 
@@ -181,6 +183,17 @@ def load_diffusers(folder: Path, dtype: str) -> dict[str, float]:
     return {**returned, **meter.read("touched")}
 
 
+def copy_tensors(folder: Path, dtype: str) -> dict[str, float]:
+    from entscale_jax.weights.dtypes import read_dtype
+    from entscale_jax.weights.placement import in_threads
+    from entscale_jax.weights.safetensors_file import open_safetensors
+
+    meter = Meter()
+    tensors = open_safetensors(folder / "diffusion_pytorch_model.safetensors").values()
+    copies = in_threads(lambda tensor: tensor.read().astype(read_dtype(dtype)), tensors)
+    return {**meter.read("returned"), "copies": len(copies)}
+
+
 def machine() -> str:
     """What the measurements depend on, in a sentence."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
@@ -190,6 +203,9 @@ def machine() -> str:
         f"{os.cpu_count()} cores ({platform.machine()}, load {busy:.1f} at the end), {total:.0f} GB of memory, "
         f"{platform.system()}, Python {platform.python_version()}, {versions}."
     )
+
+
+SIDES = {"ours": load_here, "diffusers": load_diffusers, "copy": copy_tensors}
 
 
 if __name__ == "__main__":

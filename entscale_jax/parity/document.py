@@ -2,10 +2,13 @@
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from transformers.utils import logging
 
 from ..buckets import Bucket
 from ..errors import UserError
@@ -59,6 +62,7 @@ def main(document: Path, readme: Path) -> None:
     """
     find_section(document, SECTION)
     find_section(readme, README_SECTION)
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         found = [_compared(name, model) for name, model in _models(Path(folder))]
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "diffusers", "transformers"))
@@ -96,9 +100,10 @@ def _models(folder: Path) -> Iterator[tuple[str, Path | str]]:
 
 
 def _compared(name: str, model: Path | str) -> Compared:
-    compared = Compared(name, describe(model), [], [])
+    compared, start = Compared(name, describe(model), [], []), time.perf_counter()
     for rows, float64 in ((compared.double, True), (compared.single, False)):
         rows += _rows(model, compared.buckets, float64)
+    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     return compared
 
 
