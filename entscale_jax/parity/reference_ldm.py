@@ -19,6 +19,8 @@ _LENGTH = 77
 class ReferenceLDM(Reference):
     """As `Reference`, with the parts of diffusers' `LDMTextToImagePipeline`: `bert`, and `vqvae` of either kind."""
 
+    pipeline_sets = {}  # noqa: RUF012
+
     def _open_vae(self, folder: str) -> Any:
         config: Any = VQModel.load_config(folder, subfolder="vqvae")
         kind = _FIRST_STAGES[config["_class_name"]]

@@ -1,7 +1,8 @@
 """The pipelines that are understood: the parts that a folder of each has, and the class of ours that each part is."""
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
@@ -74,6 +75,10 @@ class Family:
     """Of the text encoders, in their order."""
     float32_decoding: bool = False
     """Whether the first stage overflows in half precision."""
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of scheduler_config.json that diffusers' pipeline sets, whatever the folder says."""
+    old_sample_size: int | None = None
+    """What diffusers' pipeline takes for a smaller `sample_size` in a UNet saved before diffusers 0.9."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -97,6 +102,14 @@ class Family:
                 raise UserError(f"model {model!r}: model_index.json has a part {part} that {self.name} does not have")
         return found
 
+    def unet_config(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A UNet's config.json as diffusers' pipeline reads it."""
+        size, version = raw.get("sample_size"), str(raw.get("_diffusers_version", ""))
+        old = re.match(r"0\.[0-8](\D|$)", version) is not None
+        if not old or self.old_sample_size is None or not isinstance(size, int) or size >= self.old_sample_size:
+            return raw
+        return {**raw, "sample_size": self.old_sample_size}
+
 
 STABLE_DIFFUSION = Family(
     name="Stable Diffusion",
@@ -112,6 +125,8 @@ STABLE_DIFFUSION = Family(
         "tokenizer": _TOKENIZERS[TokenizerKind.CLIP],
     },
     text=StableDiffusionText,
+    scheduler={"steps_offset": 1, "clip_sample": False},
+    old_sample_size=64,
 )
 LATENT_DIFFUSION = Family(
     name="Latent Diffusion",
@@ -152,6 +167,6 @@ FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION, LATENT_DIFF
 def family_of(model: str, index: Mapping[str, Any]) -> Family:
     """The family whose pipeline model_index.json names. Raises UserError for another."""
     kind = index.get("_class_name")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"model {model!r} is a {kind}: implemented are {', '.join(FAMILIES)}")
     return FAMILIES[kind]
