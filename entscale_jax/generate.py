@@ -73,9 +73,10 @@ def _files(out: Path, count: int) -> list[Path]:
         raise UserError(f"--out {out} is no .png file: pictures are written as PNG")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise UserError(f"--out {out}: folder {out.parent} does not exist or can't be written")
-    if count == 1:
-        return [out]
-    return [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(count)]
+    files = [out] if count == 1 else [out.with_name(f"{out.stem}-{index}{out.suffix}") for index in range(count)]
+    if folders := [str(file) for file in files if file.is_dir()]:
+        raise UserError(f"--out: {', '.join(folders)} is a folder: give the name of a picture")
+    return files
 
 
 def _read_image(file: Path) -> np.ndarray:
@@ -119,4 +120,5 @@ def _write(file: Path, content: bytes) -> None:
         partial.write_bytes(content)
         partial.replace(file)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise UserError(f"{file} can't be written: {error.strerror or error}") from None

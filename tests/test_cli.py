@@ -179,6 +179,13 @@ def test_generate_refuses(entscale, tiny_folder, tmp_path, monkeypatch, options,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_generate_does_not_write_over_a_folder(entscale, tiny_folder, tmp_path):
+    (tmp_path / "d-1.png").mkdir()
+    out = "--out", tmp_path / "d.png"
+    refused(entscale("generate", "a red circle", "a blue square", "--model", tiny_folder, *out), "d-1.png is a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["d-1.png"]
+
+
 def test_missing_folder(entscale, tmp_path):
     missing = tmp_path / "missing"
     refused(entscale("generate", "a", "--model", missing), f"model folder '{missing}' does not exist")

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ..attention import accumulator, merge_heads, split_heads
 from ..errors import UserError
-from .config import read_config
+from .config import check_heads, read_config
 from .layers import Layers, activation
 
 States = Float[Array, "B T D"]
@@ -67,6 +67,7 @@ class CLIPTextConfig:
     def __post_init__(self):
         if self.hidden_act not in ("gelu", "quick_gelu"):
             raise UserError(f"{self.model}: hidden_act={self.hidden_act!r}: implemented are 'gelu' and 'quick_gelu'")
+        check_heads(self.hidden_size, self.num_attention_heads, model=self.model)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "CLIPTextConfig":

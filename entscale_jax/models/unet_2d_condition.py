@@ -12,7 +12,7 @@ from ..attention import EntropyScaledAttention, Record
 from ..buckets import token_counts
 from ..errors import UserError
 from ..scales import Scaling
-from .config import per_level, read_config
+from .config import check_groups, check_heads, per_level, read_config
 from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
 from .time_embedding import TIME_IDS, AddedConditions, Time, TimestepEmbedding, added_embedding, timestep_embedding
 from .transformer import Context, Transformer2DModel
@@ -97,8 +97,8 @@ class UNet2DConditionConfig:
                 )
         _ = self.depths  # raises for a wrong count
         for features, heads in zip(self.block_out_channels, self.heads, strict=True):
-            if features % heads:
-                raise UserError(f"UNet2DConditionModel: {features} channels can't be shared by {heads} attention heads")
+            check_heads(features, heads, model="UNet2DConditionModel")
+        check_groups(self.norm_num_groups, self.block_out_channels, model="UNet2DConditionModel")
         self._check_addition()
 
     def _check_addition(self) -> None:
@@ -125,7 +125,7 @@ class UNet2DConditionConfig:
         if raw.get("sample_size") is None:
             raise UserError("UNet2DConditionModel: sample_size is missing: the training size can't be known without it")
         depths = raw.get("transformer_layers_per_block", 1)
-        if not isinstance(depths, int) and not all(isinstance(depth, int) for depth in depths):
+        if isinstance(depths, list) and not all(isinstance(depth, int) for depth in depths):
             raise UserError(
                 f"UNet2DConditionModel: transformer_layers_per_block={depths!r}: implemented is one whole number, or "
                 "one a level"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from ..attention import dot_product_attention, merge_heads, projections, split_heads
 from ..errors import UserError
-from .config import per_level
+from .config import check_groups, per_level
 from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
 
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
@@ -37,6 +37,7 @@ class VAEConfig:
     """diffusers' class."""
 
     def __post_init__(self):
+        check_groups(self.norm_num_groups, self.block_out_channels, model=self.model)
         for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
             for kind in per_level(getattr(self, name), len(self.block_out_channels), name=f"{self.model}: {name}"):
                 if kind not in known:

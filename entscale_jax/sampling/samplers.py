@@ -26,7 +26,7 @@ _OWN = {"pndm": {"skip_prk_steps": True}}
 def read_sampler(raw: Mapping[str, Any]) -> Sampler:
     """The sampler of a scheduler_config.json. Raises UserError for a class or a value that is not implemented."""
     kind = raw.get("_class_name")
-    if kind not in DIFFUSERS_NAMES:
+    if not isinstance(kind, str) or kind not in DIFFUSERS_NAMES:
         raise UserError(f"scheduler {kind} is not implemented: give one of {', '.join(SAMPLERS)} as the sampler")
     return SAMPLERS[DIFFUSERS_NAMES[kind]].from_json(raw)
 
@@ -41,7 +41,7 @@ def choose_sampler(raw: Mapping[str, Any], choice: str | Mapping[str, Any] | Non
     if choice is None:
         return read_sampler(raw)
     changes = {"name": choice} if isinstance(choice, str) else dict(choice)
-    name = changes.pop("name", DIFFUSERS_NAMES.get(raw.get("_class_name", "")))
+    name = changes.pop("name", DIFFUSERS_NAMES.get(str(raw.get("_class_name"))))
     if name not in SAMPLERS:
         raise UserError(f"sampler {name!r} is none: use {', '.join(SAMPLERS)}")
     kind = SAMPLERS[name]
@@ -50,4 +50,4 @@ def choose_sampler(raw: Mapping[str, Any], choice: str | Mapping[str, Any] | Non
         if field not in known:
             raise UserError(f"sampler {name} has no option {field!r}: it has {', '.join(sorted(known))}")
     sampler = kind.from_json({**raw, **_OWN.get(name, {})})
-    return replace(sampler, **changes)
+    return replace(sampler, **kind.checked(changes, f"sampler {name}"))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from ..errors import UserError
+from ..field_types import check_types
 
 Schedule = TypeVar("Schedule", bound="NoiseSchedule")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -40,6 +41,11 @@ class NoiseSchedule:
     """Fields of the diffusers class that are implemented with these values alone."""
 
     def __post_init__(self):
+        if self.num_train_timesteps < 1 or len(self.trained_betas or ()) not in (0, self.num_train_timesteps):
+            raise UserError(
+                f"scheduler: num_train_timesteps={self.num_train_timesteps} with {len(self.trained_betas or ())} "
+                "trained_betas: give a positive number of steps, and as many betas"
+            )
         for name, known in CHOICES.items():
             value = getattr(self, name, known[0])
             if value not in known:
@@ -56,10 +62,15 @@ class NoiseSchedule:
                 known = " or ".join(map(repr, allowed))
                 raise UserError(f"scheduler: {name}={raw[name]!r} is not implemented, only {known}")
         known = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {name: value for name, value in raw.items() if name in known}
-        if isinstance(values.get("trained_betas"), list):
-            values["trained_betas"] = tuple(values["trained_betas"])
-        return cls(**values)
+        return cls(**cls.checked({name: value for name, value in raw.items() if name in known}, "scheduler"))
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The values of fields, betas as a tuple. Raises UserError where one is of a wrong type."""
+        betas = values.get("trained_betas")
+        frozen = dict(values) if betas is None else {**values, "trained_betas": tuple(betas)}
+        check_types(cls, frozen, where)
+        return frozen
 
     def alphas_cumprod(self) -> Float32[np.ndarray, "num_train_timesteps"]:
         """Alpha-bar of each training timestep, in float32 as in diffusers, so that both carry the same rounding."""

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -39,7 +40,9 @@ def convert(model: str | Path, out: Path, **options: Any) -> None:
     info = describe(model, **options)
     if info.manifest is not None:
         raise UserError(f"model {info.name!r} is a converted one already")
-    with _new_folder(Path(out)) as new:
+    for index in range(len(info.family.tokenizers)):
+        info.tokenizer(index)  # raises where it can't be read
+    with _new_folder(Path(out), outside=info.folder) as new:
         parts = {part: _convert_part(info, part, new / part) for part in info.family.parts}
         copied = _copy(info, new)
         config = {part: json.loads((new / part / "config.json").read_text()) for part in parts}
@@ -66,7 +69,7 @@ def export(checkpoint: str | Path, out: Path) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} holds no {FILE}: give a folder that `entscale convert` wrote")
-    with _new_folder(Path(out)) as new:
+    with _new_folder(Path(out), outside=folder) as new:
         for name in manifest.copied:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, new / name)
@@ -158,17 +161,19 @@ def _blocks_of(file: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def _new_folder(folder: Path, *, outside: Path) -> Iterator[Path]:
     """A folder that appears under its name when all of it is written; nothing is left of one that failed."""
     if folder.exists():
         raise UserError(f"{folder} exists already: give the name of a new folder")
-    new = folder.with_name(f"{folder.name}.partial")
+    if folder.resolve().is_relative_to(outside.resolve()):
+        raise UserError(f"{folder} lies in {outside}, which is what is read: give a folder elsewhere")
+    if not folder.parent.is_dir():
+        raise UserError(f"{folder} can't be written: there is no folder {folder.parent}; make it first")
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
-        new.rename(folder)
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            new = Path(scratch) / folder.name
+            new.mkdir()
+            yield new
+            new.rename(folder)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error}") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

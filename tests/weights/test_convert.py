@@ -207,10 +207,11 @@ def test_notes_travel_and_safety_checkers_do_not(source, tmp_path):
 
 
 def test_a_model_that_does_not_fit_leaves_nothing(source, tmp_path):
+    (tmp_path / "out").mkdir()
     (source / TEXT).write_bytes((source / TEXT).read_bytes()[:-1])
     with pytest.raises(UserError, match=r"model\.safetensors can't be read as safetensors"):
-        convert(source, tmp_path / "deep" / "converted")
-    assert list((tmp_path / "deep").iterdir()) == []
+        convert(source, tmp_path / "out" / "converted")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [convert, export])
@@ -223,7 +224,7 @@ def test_a_folder_that_exists_is_left_alone(source, converted, tmp_path, command
 
 def test_a_place_that_can_not_be_written_to(source, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out can't be written: .*Not a directory"):
+    with pytest.raises(UserError, match=r"file/out can't be written: there is no folder \S+file; make it first"):
         convert(source, tmp_path / "file" / "out")
 
 
@@ -343,3 +344,38 @@ def test_what_needs_a_diffusers_folder_says_so(converted, tmp_path):
         describe(converted).weight_files("unet")
     with pytest.raises(UserError, match="is a converted one: `entscale export` makes a diffusers folder of it"):
         compare(converted, size=(32, 32), rules=["original"])
+
+
+def test_a_folder_that_only_looks_like_ours_is_left_alone(tiny_folder, tmp_path):
+    kept = tmp_path / "out.partial" / "note"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    convert(tiny_folder, tmp_path / "out")
+    assert kept.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+
+
+def test_what_is_read_is_not_written_into(tiny_folder, tmp_path):
+    source = shutil.copytree(tiny_folder, tmp_path / "model")
+    before = sorted(source.rglob("*"))
+    for out in (source / "out", source / "tokenizer" / "out"):
+        with pytest.raises(UserError, match="which is what is read: give a folder elsewhere"):
+            convert(source, out)
+    assert sorted(source.rglob("*")) == before
+    convert(source, tmp_path / "converted")
+    with pytest.raises(UserError, match="which is what is read"):
+        export(tmp_path / "converted", tmp_path / "converted" / "back")
+
+
+def test_a_model_whose_tokenizer_is_broken_is_not_converted(tiny_folder, tmp_path):
+    source = shutil.copytree(tiny_folder, tmp_path / "model")
+    (source / "tokenizer" / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match="that can be read"):
+        convert(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_no_folder_is_made_on_the_way(tiny_folder, tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        convert(tiny_folder, tmp_path / "deep" / "out")
+    assert list(tmp_path.iterdir()) == []
