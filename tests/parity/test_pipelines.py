@@ -10,6 +10,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from parity_cases import SCENES
@@ -30,6 +31,7 @@ SCHEDULERS = {
     "ddim": DDIMScheduler,
     "pndm": PNDMScheduler,
     "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
 }
 GRIDS = {
@@ -66,7 +68,7 @@ def opened(folders):
     return open_once
 
 
-def _in_torch(kind, folder, sampler, rule, *, opened_by=Reference, **arguments):
+def _in_torch(kind, folder, sampler, rule, *, opened_by=Reference, fields=None, **arguments):
     """What PyTorch's pipeline draws, with the reference's UNet, whose self-attention passes the scale of `rule` on."""
     reference = opened_by(folder)
     # diffusers' image to image compares it with 64, and can't where it is a pair; nothing else reads it there.
@@ -75,11 +77,10 @@ def _in_torch(kind, folder, sampler, rule, *, opened_by=Reference, **arguments):
     pipeline.set_progress_bar_config(disable=True)
     # Stable Diffusion's own PNDM; configs of other samplers don't say it, and diffusers' default is another.
     own = {"skip_prk_steps": True} if sampler == "pndm" else {}
-    pipeline.scheduler = SCHEDULERS[sampler].from_config(pipeline.scheduler.config, **own)
+    pipeline.scheduler = SCHEDULERS[sampler].from_config(pipeline.scheduler.config, **own, **fields or {})
     with reference._scaled(rule, 1.0):
-        return pipeline(
-            CAPTIONS, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", **arguments
-        ).images
+        options = {"prompt": CAPTIONS, "guidance_scale": GUIDANCE, **arguments}
+        return pipeline(num_inference_steps=STEPS, output_type="np", **options).images
 
 
 def _nchw(array):
@@ -114,6 +115,85 @@ def test_text_to_image(opened, model, sampler, rule):
     assert image_error(swapped.images, expected) > 1.0
     if rule == "entropy":
         assert image_error(pipe(CAPTIONS, latents=noise, rule="original", **options).images, expected) > 1.0
+
+
+DRAWN = [
+    ("sd1", {"name": "euler_ancestral"}, {}),
+    ("sd1", {"name": "ddim", "eta": 0.7}, {"eta": 0.7}),
+    ("sd1", {"name": "dpmsolver++", "use_karras_sigmas": True}, {}),
+]
+
+
+@pytest.mark.parametrize(("model", "sampler", "call"), DRAWN, ids=str)
+def test_samplers_that_draw_noise_or_take_options(opened, model, sampler, call, monkeypatch):
+    """Whole trajectories; the noise of each call is given to PyTorch, and each option left out fails."""
+    folder, pipe = opened(model)
+    noise, (height, width) = _noise(model), (8 * side for side in GRIDS[model])
+    each = iter(np.asarray(call_noise(jnp.array([5, 6], jnp.uint32), STEPS, noise.shape[1:])))
+    for name in ("ddim", "euler_ancestral_discrete"):
+        module = f"diffusers.schedulers.scheduling_{name}"
+        monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: _nchw(next(each)))
+    fields = {name: value for name, value in sampler.items() if name == "use_karras_sigmas"}
+    drawn = {"height": height, "width": width, "latents": _nchw(noise)}
+    expected = _in_torch(StableDiffusionPipeline, folder, sampler["name"], "entropy", fields=fields, **drawn, **call)
+    options = {"height": height, "width": width, "steps": STEPS, "guidance": GUIDANCE, "latents": noise}
+    options |= {"seed": [5, 6], "sampler": sampler}
+    assert image_error(pipe(CAPTIONS, **options).images, expected) <= 1.0
+    other = {"seed": [5, 7]} if sampler["name"] == "euler_ancestral" else {"sampler": sampler["name"]}
+    assert image_error(pipe(CAPTIONS, **options | other).images, expected) > 1.0
+
+
+GUIDED = {
+    "a negative prompt": ({"negative_prompt": ["a green star"] * 2}, {"negative_prompt": "a green star"}),
+    "rescaled": ({"guidance_rescale": 0.7}, {"guidance_rescale": 0.7}),
+    "not guided": ({"guidance_scale": 1.0}, {"guidance": 1.0}),
+}
+
+
+@pytest.mark.parametrize("way", GUIDED)
+def test_guidance(opened, way):
+    theirs, ours = GUIDED[way]
+    folder, pipe = opened("sd1")
+    noise, (height, width) = _noise("sd1"), (8 * side for side in GRIDS["sd1"])
+    drawn = {"height": height, "width": width, "latents": _nchw(noise)}
+    expected = _in_torch(StableDiffusionPipeline, folder, "ddim", "entropy", **drawn, **theirs)
+    options = {"height": height, "width": width, "steps": STEPS, "guidance": GUIDANCE, "latents": noise}
+    assert image_error(pipe(CAPTIONS, sampler="ddim", **options | ours).images, expected) <= 1.0
+    assert image_error(pipe(CAPTIONS, sampler="ddim", **options).images, expected) > 1.0
+
+
+def test_guidance_a_picture(opened):
+    """PyTorch has one strength a call: it draws each picture by itself."""
+    folder, pipe = opened("sd1")
+    noise, (height, width) = _noise("sd1"), (8 * side for side in GRIDS["sd1"])
+    strengths, drawn = (2.0, 7.5), {"height": height, "width": width}
+    expected = [
+        _in_torch(
+            StableDiffusionPipeline,
+            folder,
+            "ddim",
+            "entropy",
+            **drawn,
+            prompt=CAPTIONS[index],
+            latents=_nchw(noise[index : index + 1]),
+            guidance_scale=strength,
+        )
+        for index, strength in enumerate(strengths)
+    ]
+    options = {**drawn, "steps": STEPS, "latents": noise, "sampler": "ddim"}
+    found = pipe(CAPTIONS, guidance=list(strengths), **options).images
+    assert image_error(found, np.concatenate(expected)) <= 1.0
+    found = pipe(CAPTIONS, guidance=list(strengths[::-1]), **options).images
+    assert image_error(found, np.concatenate(expected)) > 1.0
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "first_stage"), [("sdxl", "bfloat16", "float32"), ("sd1", "bfloat16", "bfloat16")]
+)
+def test_the_autoencoder_that_overflows_stays_in_float32(folders, model, dtype, first_stage):
+    pipe = TextToImage.from_pretrained(folders[model], dtype=dtype)
+    assert pipe.unet.conv_in.kernel.get_value().dtype == dtype
+    assert pipe.vae.decoder.conv_in.kernel.get_value().dtype == first_stage
 
 
 @pytest.mark.parametrize(("model", "sampler", "rule"), CASES)
