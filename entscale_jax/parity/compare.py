@@ -1,6 +1,6 @@
 """The same weights in PyTorch and here, module by module: what differs, by how much, and whether that is too much."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from ..weights.folder import describe
 from . import reference
-from .bounds import BOUNDS, CONTROL_DDIM, CONTROL_MULTIPLIER, CONTROL_UNET, IMAGE_QUANTILE
+from .bounds import BOUNDS, CONTROL, CONTROL_DDIM, CONTROL_MULTIPLIER, IMAGE_QUANTILE
 from .reference import DiffusersFolder, Drawing, Reference
 from .reference_ldm import ReferenceLDM
 from .reference_sdxl import ReferenceSDXL
@@ -91,7 +91,7 @@ def compare(
         info.sampler("ddim").table(steps)
     with precision(float64):
         pair = Pair(model, float64=float64, train_size=train_size, allow_pickle=allow_pickle)
-        rows = [*pair.text(), pair.time_embedding(), pair.decode(bucket)]
+        rows = [*pair.text(), pair.time_embedding(), *pair.encode(bucket), *pair.decode(bucket)]
         for scaling in scalings:
             rows += pair.unet_rows(bucket, scaling)
         if steps is not None:
@@ -171,14 +171,15 @@ class Pair:
         return np.random.default_rng(seed).standard_normal(shape).astype(self.dtype)
 
     def text(self) -> list[Row]:
-        """The text encoders, each side with its own tokenizers; for SDXL the pooled text too."""
+        """The text encoders, each with its own tokenizers; for SDXL the pooled text too. Control: captions swapped."""
         tokens = tuple(tokenizer(CAPTIONS) for tokenizer in self.pipe.tokenizers)
         found, expected = call(self.pipe.text, tokens), self.reference.conditions(CAPTIONS)
         if found.pooled is None:
-            return [self._row("text encoder", "-", "-", relative_error(found.states, expected))]
+            return self._rows("text encoder", "-", found.states, expected, expected[::-1])
+        states, pooled = expected.text_states, expected.text_embeds
         return [
-            self._row("text encoder", "-", "-", relative_error(found.states, expected.text_states)),
-            self._row("pooled text", "-", "-", relative_error(found.pooled, expected.text_embeds)),
+            *self._rows("text encoder", "-", found.states, states, states[::-1]),
+            *self._rows("pooled text", "-", found.pooled, pooled, pooled[::-1]),
         ]
 
     def time_embedding(self) -> Row:
@@ -190,11 +191,20 @@ class Pair:
         got = timestep_embedding(jnp.asarray(timesteps, self.dtype), width, flip, shift)
         return self._row("time embedding", "-", "-", float(np.abs(np.asarray(got) - expected).max()))
 
-    def decode(self, bucket: Bucket) -> Row:
-        """The VAE's decoder on unit noise."""
+    def encode(self, bucket: Bucket) -> list[Row]:
+        """The first stage's encoder, before anything is drawn, on random pixels. Control: height and width swapped."""
+        shape = (len(CAPTIONS), bucket.height, bucket.width, 3)
+        pixels = np.random.default_rng(0).uniform(-1, 1, shape).astype(self.dtype)
+        got = call(self.pipe.vae, pixels, method="moments")
+        encode = self.reference.encode
+        return self._rows("VAE encode", str(bucket), got, encode(pixels), _swapped(encode, pixels))
+
+    def decode(self, bucket: Bucket) -> list[Row]:
+        """The first stage's decoder on unit noise. Control: height and width swapped."""
         latents = self.noise(bucket)
         got = call(self.pipe.vae, latents / self.dtype.type(self.info.vae.scaling_factor), method="decode")
-        return self._row("VAE decode", str(bucket), "-", relative_error(got, self.reference.decode(latents)))
+        decode = self.reference.decode
+        return self._rows("VAE decode", str(bucket), got, decode(latents), _swapped(decode, latents))
 
     def unet(self, bucket: Bucket, scaling: Scaling, *against: Scaling) -> list[float]:
         """Errors of one call of the UNet under `scaling`, held against the reference under each of `against`."""
@@ -215,7 +225,7 @@ class Pair:
         row = self._row("UNet", str(bucket), scaling.label, error)
         if self.dtype != np.float64 or not self.rules_differ(bucket, scaling):
             return [row]
-        return [row, Row("UNet, other rule", row.size, row.rule, swapped, CONTROL_UNET * row.bound, control=True)]
+        return [row, Row("UNet, other rule", row.size, row.rule, swapped, CONTROL * row.bound, control=True)]
 
     def draw(
         self, bucket: Bucket, scaling: Scaling, *, steps: int, guidance: float, measure_entropy: bool = False
@@ -268,8 +278,20 @@ class Pair:
         one, other = (self.info.multipliers(bucket, each) for each in (scaling, _other(scaling)))
         return all(abs(one[level] - other[level]) >= CONTROL_MULTIPLIER for level in self.info.unet.attention_levels)
 
+    def _rows(self, module: str, size: str, got: Any, expected: np.ndarray, wrong: np.ndarray) -> list[Row]:
+        row = self._row(module, size, "-", relative_error(got, expected))
+        return [
+            row,
+            Row(f"{module}, swapped", size, "-", relative_error(got, wrong), CONTROL * row.bound, control=True),
+        ]
+
     def _row(self, module: str, size: str, rule: str, error: float) -> Row:
         return Row(module, size, rule, error, BOUNDS[module, self.dtype.name].limit)
+
+
+def _swapped(module: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """What the module gives where it takes height for width, and back."""
+    return module(images.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
 
 
 def _other(scaling: Scaling) -> Scaling:

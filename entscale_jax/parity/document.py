@@ -26,7 +26,8 @@ RULES = (Scaling(ScaleRule.ORIGINAL), Scaling(ScaleRule.ENTROPY))
 STEPS, GUIDANCE = 25, 5.0
 
 _BUILT_IN = Path(__file__).parents[1] / "scenes" / "model"
-_COLUMNS = ("VAE decode", "UNet", "UNet, other rule", "DDIM latents", "DDIM, other rule", "DDIM images")
+_DOUBLE = ("VAE encode", "VAE decode", "UNet", "UNet, other rule")
+_SINGLE = ("VAE encode", "VAE decode", "UNet", "DDIM latents", "DDIM, other rule", "DDIM images")
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Compared:
         factor = self.info.latent_factor
         return [Bucket(h * factor, w * factor) for h, w in (self.info.train_grid, *GRIDS)]
 
-    def worst(self, module: str) -> float:
+    def worst(self, module: str, rows: Sequence[Row]) -> float:
         """The largest error of a module, or for a control the smallest, over sizes and rules."""
-        rows = [row for row in self.double + self.single if row.module == module]
-        return min(row.error for row in rows) if rows[0].control else max(row.error for row in rows)
+        found = [row for row in rows if row.module == module]
+        return min(row.error for row in found) if found[0].control else max(row.error for row in found)
 
     @property
     def passed(self) -> bool:
@@ -66,7 +67,7 @@ def main(document: Path, readme: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = [_compared(name, model) for name, model in _models(Path(folder))]
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "torch", "diffusers", "transformers"))
-    body = [f"With {versions}, on a CPU.", *map(_section, found), "## Bounds", _bounds()]
+    body = [f"With {versions}, on a CPU.", *map(_section, found), "## Bounds", bounds(found)]
     replace_section(document, SECTION, ["\n\n".join(body)])
     replace_section(readme, README_SECTION, works(found))
 
@@ -78,9 +79,9 @@ def works(found: Sequence[Compared]) -> list[str]:
         (
             each.name,
             "yes" if each.passed else "FAILED",
-            f"{each.worst('UNet'):.1e}",
-            f"{each.worst('UNet, other rule'):.1e}",
-            f"{each.worst('DDIM images'):.2f}",
+            f"{each.worst('UNet', each.double):.1e}",
+            f"{each.worst('UNet, other rule', each.double):.1e}",
+            f"{each.worst('DDIM images', each.single):.2f}",
         )
         for each in found
     ]
@@ -109,38 +110,65 @@ def _compared(name: str, model: Path | str) -> Compared:
 
 def _section(compared: Compared) -> str:
     height, width = compared.info.train_grid
-    text = ", ".join(f"{row.module} {row.error:.1e}" for row in compared.double if row.size == "-")
     lines = [
         _line(compared.double, compared.single, bucket, scaling) for bucket in compared.buckets for scaling in RULES
     ]
-    cells = "\n".join(table(("size", "rule", *_COLUMNS), lines))
+    header = ("size", "rule", *(f"{name}, float64" for name in _DOUBLE), *(f"{name}, float32" for name in _SINGLE))
+    cells = "\n".join(table(header, lines))
     trained = f"trained on {width}x{height} cells, {compared.info.levels} levels"
-    return f"## {compared.name}: {trained}\n\nIn float64: {text}.\n\n{cells}"
+    return f"## {compared.name}: {trained}\n\n{_without_size(compared)}\n\n{cells}"
+
+
+def _without_size(compared: Compared) -> str:
+    """The modules that have no size, and the least of the controls that are no column, in sentences."""
+    sentences = []
+    for dtype, rows in (("float64", compared.double), ("float32", compared.single)):
+        text = [f"{row.module} {_error(row)}" for row in rows if row.size == "-" and not row.control]
+        swapped = [row for row in rows if row.module.endswith(", swapped")]
+        least = {row.module: row for row in sorted(swapped, key=lambda row: -row.error)}
+        wrong = [f"{name.removesuffix(', swapped')} {_error(row)}" for name, row in sorted(least.items())]
+        sentences.append(f"In {dtype}: {', '.join(text)}. Axes or captions swapped, at least: {', '.join(wrong)}.")
+    return " ".join(sentences)
 
 
 def _rows(model: Path | str, buckets: Sequence[Bucket], float64: bool) -> list[Row]:
     with precision(float64):
         pair = Pair(model, float64=float64)
-        if not float64:
-            options = {"steps": STEPS, "guidance": GUIDANCE}
-            return [row for each in buckets for scaling in RULES for row in pair.ddim_rows(each, scaling, **options)]
-        rows = [*pair.text(), pair.time_embedding(), *map(pair.decode, buckets)]
-        return rows + [row for each in buckets for scaling in RULES for row in pair.unet_rows(each, scaling)]
+        rows = [*pair.text(), pair.time_embedding()]
+        for bucket in buckets:
+            rows += pair.encode(bucket) + pair.decode(bucket)
+            for scaling in RULES:
+                rows += pair.unet_rows(bucket, scaling)
+                rows += [] if float64 else pair.ddim_rows(bucket, scaling, steps=STEPS, guidance=GUIDANCE)
+        return rows
 
 
 def _line(double: list[Row], single: list[Row], bucket: Bucket, scaling: Scaling) -> tuple[str, ...]:
-    found = {
-        row.module: f"{row.error:.1e}{'' if row.passed else ' FAILED'}"
-        for row in double + single
-        if row.size == str(bucket) and row.rule in ("-", scaling.label)
-    }
-    return (str(bucket), scaling.label, *(found.get(column, "") for column in _COLUMNS))
+    cells = []
+    for names, rows in ((_DOUBLE, double), (_SINGLE, single)):
+        found = {
+            row.module: _error(row) for row in rows if row.size == str(bucket) and row.rule in ("-", scaling.label)
+        }
+        cells += [found.get(name, "") for name in names]
+    return (str(bucket), scaling.label, *cells)
 
 
-def _bounds() -> str:
+def _error(row: Row) -> str:
+    return f"{row.error:.1e}{'' if row.passed else ' FAILED'}"
+
+
+def bounds(found: Sequence[Compared]) -> str:
+    """The bounds beside the largest error of each over all models."""
+    measured: dict[tuple[str, str], float] = {}
+    for each in found:
+        for dtype, rows in (("float64", each.double), ("float32", each.single)):
+            for row in rows:
+                key = row.module, dtype
+                measured[key] = max(measured.get(key, 0.0), row.error)
     header = ("module", "in", "bound", "measured at most", "why no smaller")
     lines = [
-        (module, dtype, f"{bound.limit:.0e}", bound.measured, bound.reason) for (module, dtype), bound in BOUNDS.items()
+        (*key, f"{bound.limit:.0e}", f"{measured[key]:.1e}" if key in measured else "", bound.reason)
+        for key, bound in BOUNDS.items()
     ]
     return "\n".join(table(header, lines))
 

@@ -6,7 +6,7 @@ Arrays go in and out as NumPy, NHWC.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,9 @@ class DiffusersFolder(ABC):
     `train_grid` (h, w) in latent cells overrides the UNet's `sample_size`.
     """
 
+    pipeline_sets: Mapping[str, Any] = {}
+    """Fields of the scheduler's config that diffusers' pipeline sets, whatever the folder says."""
+
     def __init__(self, folder: str | Path, *, float64: bool = False, train_grid: tuple[int, int] | None = None):
         folder = str(folder)
         self.dtype = torch.float64 if float64 else torch.float32
@@ -108,7 +111,7 @@ class DiffusersFolder(ABC):
         self.train_grid = train_grid or _pair(config["sample_size"])
         self.layers = install(self.unet, self.train_grid)
         schedule: Any = DDIMScheduler.load_config(folder, subfolder="scheduler")
-        self.scheduler: Any = DDIMScheduler.from_config(schedule)
+        self.scheduler: Any = DDIMScheduler.from_config({**schedule, **self.pipeline_sets})
 
     def _open_vae(self, folder: str) -> Any:
         return AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=self.dtype).eval()
@@ -225,6 +228,8 @@ class DiffusersFolder(ABC):
 
 class Reference(DiffusersFolder):
     """A folder of Stable Diffusion 1.x or 2.x, with its text encoder."""
+
+    pipeline_sets = {"steps_offset": 1, "clip_sample": False}  # noqa: RUF012
 
     def __init__(self, folder: str | Path, *, float64: bool = False, train_grid: tuple[int, int] | None = None):
         super().__init__(folder, float64=float64, train_grid=train_grid)

@@ -29,7 +29,7 @@ from entscale_jax.environment import versions
 from entscale_jax.errors import UserError
 from entscale_jax.marks import find_section, replace_section, table
 from entscale_jax.models import UNet2DConditionConfig
-from entscale_jax.parity.bounds import BOUNDS, CONTROL_MULTIPLIER, CONTROL_UNET
+from entscale_jax.parity.bounds import BOUNDS, CONTROL, CONTROL_MULTIPLIER
 from entscale_jax.scales import entropy_multiplier
 
 SECTION = "parity-full"
@@ -72,7 +72,7 @@ class Row:
     @property
     def passed(self) -> bool:
         """False for an error that is no number, too."""
-        missed = self.other_rule is None or self.other_rule >= CONTROL_UNET * self.error
+        missed = self.other_rule is None or self.other_rule >= CONTROL * self.error
         return bool(self.error <= BOUND and missed)
 
 

@@ -29,13 +29,13 @@ from entscale_jax.models import (
 )
 from entscale_jax.models.time_embedding import added_embedding, timestep_embedding
 from entscale_jax.parity import random_models, random_sdxl
-from entscale_jax.parity.bounds import CONTROL_UNET
+from entscale_jax.parity.bounds import CONTROL
 from entscale_jax.parity.compare import CAPTIONS, call, precision, relative_error
 from entscale_jax.parity.reference_sdxl import ReferenceSDXL
 from entscale_jax.weights.torch_format import AbstractRngs, load_parameters
 
 BOUND = 1e-9
-MISSED = CONTROL_UNET * BOUND
+MISSED = CONTROL * BOUND
 TRAINING = (12, 20)
 """Latent cells. Self-attention, at the levels 1 and 2, has 6x10 and 3x5 tokens."""
 GRIDS = ((7, 13), (13, 31), (15, 8), (17, 29), (28, 27))
