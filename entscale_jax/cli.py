@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, overload
+from typing import Annotated, cast, overload
 
 import typer
 from rich.console import Console
@@ -14,18 +14,22 @@ from .errors import UserError
 
 app = typer.Typer(
     help="Draw at sizes that a diffusion model was not trained at, by the scale of its self-attention.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-train_app = typer.Typer(help="Train a model from nothing.", no_args_is_help=True)
+train_app = typer.Typer(help="Train a model from nothing.")
 app.add_typer(train_app, name="train")
+# Click's, which one version of typer imports and another holds a copy of.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 
 def main() -> None:
     """Runs the command. A user's mistake is one line on standard error and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "entscale"
+        _fail(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
     except UserError as error:
         _fail(str(error), 2)
     except ModuleNotFoundError as error:
@@ -33,7 +37,7 @@ def main() -> None:
         if extra is None:
             raise
         _fail(f"{error.name} is not installed: pip install 'entscale-jax[{extra}]'", 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
 
 
@@ -66,13 +70,19 @@ AllowPickle = Annotated[
 
 
 @app.callback(invoke_without_command=True)
-def entscale(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def entscale(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     """Draw at sizes that a diffusion model was not trained at, by the scale of its self-attention."""
     if version:
         from . import __version__
 
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Whether values that came from JSON, or from a caller, have the types that a dataclass declares."""
 
+import reprlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, get_type_hints
@@ -14,9 +15,16 @@ def check_types(cls: type, values: Mapping[str, Any], where: str) -> None:
 
     A whole number passes for a float; nothing else is taken for something that it is not.
     """
-    faults = [f"{name}={value!r} ({fault})" for name, value in values.items() if (fault := _fault(cls, name, value))]
+    faults = [
+        f"{name}={_short(value)} ({fault})" for name, value in values.items() if (fault := _fault(cls, name, value))
+    ]
     if faults:
         raise UserError(f"{where}: {'; '.join(faults)}")
+
+
+def _short(value: Any) -> str:
+    # A thousand betas, or an array, would fill the screen.
+    return " ".join(reprlib.repr(value).split())
 
 
 def _fault(cls: type, name: str, value: Any) -> str | None:

@@ -186,6 +186,55 @@ def test_generate_does_not_write_over_a_folder(entscale, tiny_folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["d-1.png"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate", "a", "--steps", "abc"), ("Invalid value for '--steps'", "entscale generate --help")),
+        (("generate", "a", "--nope"), ("No such option", "--nope", "entscale generate --help")),
+        (("generate",), ("Missing argument 'CAPTION...'", "entscale generate --help")),
+        (("draw",), ("No such command 'draw'", "entscale --help")),
+        (("train",), ("Missing command", "entscale train --help")),
+    ],
+)
+def test_a_call_that_is_not_understood(entscale, arguments, said):
+    refused(entscale(*arguments), *said)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--",)])
+def test_no_command_is_answered_with_help(entscale, arguments):
+    code, out, _ = entscale(*arguments)
+    assert code == 2
+    assert "Usage" in out
+
+
+def test_the_version_alone(entscale):
+    for rest in ((), ("inspect", "no-such-model")):
+        code, out, _ = entscale("--version", *rest)
+        assert (code, len(out.split())) == (0, 1)
+
+
+def test_an_interrupt_is_no_traceback(entscale, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("entscale_jax.weights.folder.describe", interrupted)
+    assert entscale("inspect", "scenes")[0] == 130
+
+
+def test_a_partial_file_is_removed_and_a_folder_of_its_name_is_not(entscale, tiny_folder, tmp_path, monkeypatch):
+    def full(self, target):
+        raise OSError("no space left")
+
+    options = ("--model", tiny_folder, "--size", "16x16", "--steps", 1, "-o", tmp_path / "a.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        refused(entscale("generate", "a red circle", *options), "a.png can't be written: no space left")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".a.png.partial").mkdir()
+    refused(entscale("generate", "a red circle", *options), "a.png can't be written")
+    assert [path.name for path in tmp_path.iterdir()] == [".a.png.partial"]
+
+
 def test_missing_folder(entscale, tmp_path):
     missing = tmp_path / "missing"
     refused(entscale("generate", "a", "--model", missing), f"model folder '{missing}' does not exist")
@@ -275,7 +324,7 @@ def test_report_of_several_runs_with_their_study(entscale, monkeypatch, tmp_path
 
 
 def test_a_missing_extra_is_named(entscale, monkeypatch, tmp_path):
-    def absent(*_):
+    def absent(**_):
         raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
 
     monkeypatch.setattr(cli, "app", absent)

@@ -1,7 +1,7 @@
 """The samplers by name, and which one a model's folder asks for."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from ..errors import UserError
@@ -42,12 +42,11 @@ def choose_sampler(raw: Mapping[str, Any], choice: str | Mapping[str, Any] | Non
         return read_sampler(raw)
     changes = {"name": choice} if isinstance(choice, str) else dict(choice)
     name = changes.pop("name", DIFFUSERS_NAMES.get(str(raw.get("_class_name"))))
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise UserError(f"sampler {name!r} is none: use {', '.join(SAMPLERS)}")
     kind = SAMPLERS[name]
     known = {field.name for field in fields(kind)}
     for field in changes:
         if field not in known:
             raise UserError(f"sampler {name} has no option {field!r}: it has {', '.join(sorted(known))}")
-    sampler = kind.from_json({**raw, **_OWN.get(name, {})})
-    return replace(sampler, **kind.checked(changes, f"sampler {name}"))
+    return kind.from_json({**raw, **_OWN.get(name, {}), **kind.checked(changes, f"sampler {name}")})

@@ -41,10 +41,11 @@ class NoiseSchedule:
     """Fields of the diffusers class that are implemented with these values alone."""
 
     def __post_init__(self):
-        if self.num_train_timesteps < 1 or len(self.trained_betas or ()) not in (0, self.num_train_timesteps):
+        total, betas = self.num_train_timesteps, self.trained_betas
+        if total < 1 or (betas is not None and len(betas) != total):
             raise UserError(
-                f"scheduler: num_train_timesteps={self.num_train_timesteps} with {len(self.trained_betas or ())} "
-                "trained_betas: give a positive number of steps, and as many betas"
+                f"scheduler: num_train_timesteps={total} with {len(betas or ())} trained_betas: give a positive number "
+                "of steps, and as many betas"
             )
         for name, known in CHOICES.items():
             value = getattr(self, name, known[0])
@@ -66,9 +67,8 @@ class NoiseSchedule:
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The values of fields, betas as a tuple. Raises UserError where one is of a wrong type."""
-        betas = values.get("trained_betas")
-        frozen = dict(values) if betas is None else {**values, "trained_betas": tuple(betas)}
+        """The values of fields, lists and arrays as tuples. Raises UserError where one is of a wrong type."""
+        frozen = {name: _frozen(value) for name, value in values.items()}
         check_types(cls, frozen, where)
         return frozen
 
@@ -125,6 +125,11 @@ def sigma_to_timestep(
     # In the dtypes of diffusers: the distance between two entries is float32.
     share = np.clip((logs[below] - wanted) / (logs[below] - logs[below + 1]), 0, 1)
     return (1 - share) * below + share * (below + 1)
+
+
+def _frozen(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _linspace(first: float, last: float, count: int) -> Float32[np.ndarray, "count"]:

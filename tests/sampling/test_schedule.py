@@ -153,3 +153,31 @@ def test_options_of_a_call_are_checked_as_those_of_a_folder():
         choose_sampler(raw, {"name": "euler", "steps_offset": "1"})
     with pytest.raises(UserError, match="scheduler: num_train_timesteps=4 with 3 trained_betas"):
         choose_sampler(raw, {"name": "ddim", "trained_betas": betas[:3]})
+    with pytest.raises(UserError, match="prediction_type='sample' is not implemented, only 'epsilon'"):
+        choose_sampler(raw, {"name": "euler_ancestral", "prediction_type": "sample"})
+
+
+def test_betas_may_be_an_array():
+    raw, betas = {"_class_name": "DDIMScheduler", "num_train_timesteps": 4}, (0.1, 0.2, 0.3, 0.4)
+    chosen = choose_sampler(raw, {"trained_betas": np.array(betas)})
+    assert chosen.trained_betas == betas
+    assert hash(chosen) == hash(DDIM(num_train_timesteps=4, trained_betas=betas))
+    _, theirs = schedules(num_train_timesteps=4, trained_betas=list(betas))
+    np.testing.assert_array_equal(chosen.alphas_cumprod(), theirs.alphas_cumprod.numpy())
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"name": "ddim", "trained_betas": 5}, r"sampler ddim: trained_betas=5 \(input should be a valid tuple"),
+        ({"name": "ddim", "trained_betas": []}, "num_train_timesteps=1000 with 0 trained_betas"),
+        ({"name": "ddim", "trained_betas": ["a"] * 1000}, r"trained_betas=\('a', 'a', .*\.\.\.\) \(input should"),
+        ({"name": "ddim", "eta": np.zeros((40, 40))}, r"eta=\(\[0\.0, "),
+        ({"name": ["ddim"]}, r"sampler \['ddim'\] is none"),
+    ],
+)
+def test_a_choice_of_another_kind_is_one_short_line(choice, said):
+    with pytest.raises(UserError, match=said) as caught:
+        choose_sampler(STABLE_DIFFUSION, choice)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

@@ -243,6 +243,16 @@ BAD = {
         {},
         r"scheduler: num_train_timesteps=1000 with 2 trained_betas",
     ),
+    "no betas in a list of them": (
+        _edit("scheduler/scheduler_config.json", trained_betas=[]),
+        {},
+        r"scheduler: num_train_timesteps=1000 with 0 trained_betas",
+    ),
+    "betas that are one number": (
+        _edit("scheduler/scheduler_config.json", trained_betas=5),
+        {},
+        r"scheduler: trained_betas=5 \(input should be a valid tuple",
+    ),
     "a list of schedulers": (
         _edit("scheduler/scheduler_config.json", _class_name=["DDIMScheduler"]),
         {},
