@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class DiffusersFolder(ABC):
     `train_grid` (h, w) in latent cells overrides the UNet's `sample_size`.
     """
 
-    pipeline_sets: Mapping[str, Any] = {}
+    pipeline_sets: ClassVar[Mapping[str, Any]] = {}
     """Fields of the scheduler's config that diffusers' pipeline sets, whatever the folder says."""
 
     def __init__(self, folder: str | Path, *, float64: bool = False, train_grid: tuple[int, int] | None = None):
@@ -229,7 +229,7 @@ class DiffusersFolder(ABC):
 class Reference(DiffusersFolder):
     """A folder of Stable Diffusion 1.x or 2.x, with its text encoder."""
 
-    pipeline_sets = {"steps_offset": 1, "clip_sample": False}  # noqa: RUF012
+    pipeline_sets: ClassVar[Mapping[str, Any]] = {"steps_offset": 1, "clip_sample": False}
 
     def __init__(self, folder: str | Path, *, float64: bool = False, train_grid: tuple[int, int] | None = None):
         super().__init__(folder, float64=float64, train_grid=train_grid)

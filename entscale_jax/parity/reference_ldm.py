@@ -1,6 +1,7 @@
 """A folder of Latent Diffusion in PyTorch diffusers, against which ours is held; it imports nothing else of ours."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ _LENGTH = 77
 class ReferenceLDM(Reference):
     """As `Reference`, with the parts of diffusers' `LDMTextToImagePipeline`: `bert`, and `vqvae` of either kind."""
 
-    pipeline_sets = {}  # noqa: RUF012
+    pipeline_sets: ClassVar[Mapping[str, Any]] = {}
 
     def _open_vae(self, folder: str) -> Any:
         config: Any = VQModel.load_config(folder, subfolder="vqvae")
