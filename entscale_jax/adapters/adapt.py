@@ -1,0 +1,92 @@
+"""One call for every framework: which adapter takes a model, and what it is told."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import linen, nnx
+
+from ..errors import UserError
+from ..pipeline import TextToImage
+from ..scales import ScaleRule, Scaling
+from . import diffusers_flax, linen_modules, nnx_modules, own_models
+from .options import Chosen, Options, TrainTokens
+from .report import Adapted, Tokens
+
+_KNOWN = (
+    "diffusers' FlaxUNet2DConditionModel and Flax pipelines, MaxDiffusion's UNet and attention, flax.linen and flax.nnx "
+    "modules, TextToImage, and PyTorch diffusers' UNet2DConditionModel and its pipelines"
+)
+
+
+def adapt(
+    model: Any,
+    *,
+    train_size: tuple[int, int] | None = None,
+    rule: Scaling | ScaleRule | str | Mapping[str, object] = ScaleRule.ENTROPY,
+    layers: Chosen | None = None,
+    leave: Chosen = (),
+    train_tokens: TrainTokens | None = None,
+    tokens: Tokens | None = None,
+    query: str | None = None,
+    inputs: tuple[Any, ...] | None = None,
+    torch_numerics: bool = False,
+) -> Adapted:
+    """A copy of `model` whose self-attention has the scale of `rule` at every size, and a report of its layers.
+
+    The original is not touched and parameters are shared, not copied. Two adaptations with equal arguments are equal
+    to `jit`, two with different ones are not, so a program compiled for one never runs for another.
+
+    Args:
+        model: a model or pipeline of diffusers' Flax, MaxDiffusion, PyTorch diffusers or this package, or any module
+            of linen or NNX.
+        train_size: (height, width) of training, in pixels for a pipeline and in input cells for a bare UNet, where the
+            config's `sample_size` does not say it right.
+        rule: `entropy`, `original`, or `{"rule": "fixed", "multiplier": 0.8}`. `original` changes no number; in a UNet
+            it mends grids that its levels do not divide.
+        layers: for modules of your own, which attention is self-attention: a predicate of path and module, or paths.
+        leave: for modules of your own, which attention stays as it is; what is in neither is an error.
+        train_tokens: T for modules of your own: a number, one a path, or a function of the path.
+        tokens: for modules of your own, from (height, width) to N of each level, for the report, and for T where only
+            `train_size` is given.
+        query: for modules of your own, the child of each attention whose output is multiplied, such as `to_q`, or the
+            norm behind it; None takes the `scale` argument of the attention where it has one, or else a known name.
+        inputs: for linen modules of your own, arrays or shapes of one call, by which layers are found.
+        torch_numerics: for diffusers' Flax UNet, the exact GELU and the epsilon of PyTorch's model, which Flax changes.
+
+    Raises UserError where nothing matches, an attention layer is in neither list, a training size can't be derived,
+    a kernel's scale can't be reached, or the class is not known.
+
+    Source: Eq. 7 of the paper; only self-attention changes.
+    """
+    options = Options(
+        train_size=train_size,
+        scaling=Scaling.of(rule),
+        layers=layers,
+        leave=leave,
+        train_tokens=train_tokens,
+        tokens=tokens,
+        query=query,
+        inputs=inputs,
+        torch_numerics=torch_numerics,
+    )
+    return _adapter(model)(model, options)
+
+
+def _adapter(model: Any) -> Callable[[Any, Options], Adapted]:
+    if isinstance(model, type):
+        diffusers_flax.check_installed(model)
+        raise UserError(f"{model.__name__} is a class: give a model, made or loaded")
+    modules = {(kind.__module__.split(".")[0], kind.__name__) for kind in type(model).__mro__}
+    if any(package == "diffusers" and name.startswith("Flax") for package, name in modules):
+        return diffusers_flax.adapt_flax
+    if isinstance(model, TextToImage):
+        return own_models.adapt_pipeline
+    if isinstance(model, linen.Module):
+        return linen_modules.adapt_linen
+    if isinstance(model, nnx.Module):
+        return nnx_modules.adapt_nnx
+    if ("torch", "Module") in modules or ("diffusers", "DiffusionPipeline") in modules:
+        from .diffusers_torch import adapt_torch
+
+        return adapt_torch
+    raise UserError(f"{type(model).__module__}.{type(model).__name__} is not known: adapt takes {_KNOWN}")
