@@ -65,8 +65,11 @@ class TextToImage:
         unet: UNet2DConditionModel,
         vae: AutoencoderKL | VQModel,
         dtype: jnp.dtype | type = jnp.float32,
+        *,
+        rule: Rule = ScaleRule.ENTROPY,
     ):
         self.info, self.tokenizers, self.text, self.unet, self.vae = info, tuple(tokenizers), text, unet, vae
+        self.rule = Scaling.of(rule)
         # Latents are carried from step to step in float32 at least, whatever the models compute in.
         self._latent_dtype = accumulator(dtype)
         self.programs = Programs(text, unet, vae, self._latent_dtype)
@@ -126,10 +129,13 @@ class TextToImage:
         text: TextEncoders | None = None,
         unet: UNet2DConditionModel | None = None,
         vae: AutoencoderKL | VQModel | None = None,
+        info: ModelInfo | None = None,
+        rule: Rule | None = None,
     ) -> "TextToImage":
-        """The same model with other modules in place of its own."""
+        """The same model with other modules in place of its own, other configs, or another rule where none is named."""
         dtype = self.unet.conv_in.kernel.get_value().dtype
-        return TextToImage(self.info, self.tokenizers, text or self.text, unet or self.unet, vae or self.vae, dtype)
+        modules = text or self.text, unet or self.unet, vae or self.vae
+        return TextToImage(info or self.info, self.tokenizers, *modules, dtype, rule=rule or self.rule)
 
     @property
     def layers(self) -> dict[str, tuple[int, int, int]]:
@@ -144,7 +150,7 @@ class TextToImage:
         *,
         height: int | None = None,
         width: int | None = None,
-        rule: Rule = ScaleRule.ENTROPY,
+        rule: Rule | None = None,
         multiplier: float | Sequence[float] = 1.0,
         sampler: SamplerChoice | None = None,
         steps: int = 50,
@@ -171,7 +177,8 @@ class TextToImage:
             height: pixels; the training size if not given, and with `image` its size. A size that the latent grid does
                 not divide is drawn at the next bucket up and cropped at its centre.
             width: pixels, likewise.
-            rule: scale of self-attention: a rule's name, or what `Scaling.of` takes.
+            rule: scale of self-attention: a rule's name, or what `Scaling.of` takes; None is `entropy`, or the rule
+                that the pipeline was adapted to.
             multiplier: of `1 / sqrt(d)`, for rule `fixed`: one number or one a level, finest first.
             sampler: `ddim`, `pndm`, `euler`, `euler_ancestral` or `dpmsolver++`; or a mapping with `name` and options
                 as diffusers names them, such as `{"name": "dpmsolver++", "use_karras_sigmas": True}`; the model's if
@@ -239,7 +246,7 @@ class TextToImage:
         batch: int = 1,
         height: int | None = None,
         width: int | None = None,
-        rule: Rule = ScaleRule.ENTROPY,
+        rule: Rule | None = None,
         multiplier: float | Sequence[float] = 1.0,
         sampler: SamplerChoice | None = None,
         steps: int = 50,
@@ -282,7 +289,7 @@ class TextToImage:
         bucket: Bucket,
         guided: bool,
         *,
-        rule: Rule,
+        rule: Rule | None,
         multiplier: float | Sequence[float],
         sampler: SamplerChoice | None,
         steps: int,
@@ -291,7 +298,7 @@ class TextToImage:
         first: int = 0,
     ) -> Request:
         multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier
-        scaling = Scaling.of(rule, multiplier)
+        scaling = Scaling.of(self.rule if rule is None else rule, multiplier)
         scaling.check_levels(self.info.levels)
         if not 0 <= guidance_rescale <= 1:
             raise UserError(f"guidance_rescale is {guidance_rescale!r}: give a number from 0 to 1")

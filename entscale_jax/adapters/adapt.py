@@ -6,6 +6,7 @@ from typing import Any
 from flax import linen, nnx
 
 from ..errors import UserError
+from ..models import UNet2DConditionModel
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from . import diffusers_flax, linen_modules, nnx_modules, own_models
@@ -13,8 +14,8 @@ from .options import Chosen, Options, TrainTokens
 from .report import Adapted, Tokens
 
 _KNOWN = (
-    "diffusers' FlaxUNet2DConditionModel and Flax pipelines, MaxDiffusion's UNet and attention, flax.linen and flax.nnx "
-    "modules, TextToImage, and PyTorch diffusers' UNet2DConditionModel and its pipelines"
+    "diffusers' FlaxUNet2DConditionModel and Flax pipelines, MaxDiffusion's UNet and attention, modules of flax.linen "
+    "and flax.nnx, TextToImage, and PyTorch diffusers' UNet2DConditionModel and its pipelines"
 )
 
 
@@ -81,6 +82,8 @@ def _adapter(model: Any) -> Callable[[Any, Options], Adapted]:
         return diffusers_flax.adapt_flax
     if isinstance(model, TextToImage):
         return own_models.adapt_pipeline
+    if isinstance(model, UNet2DConditionModel):
+        return own_models.adapt_unet
     if isinstance(model, linen.Module):
         return linen_modules.adapt_linen
     if isinstance(model, nnx.Module):

@@ -14,7 +14,7 @@ class AdaptedLayer:
     """One self-attention layer whose scale follows its token count."""
 
     path: str
-    """As the framework spells it, with `/` between the parts: `down_blocks_0/attentions_0/transformer_blocks_0/attn1`."""
+    """As the framework names its modules, with `/` between: `down_blocks_0/attentions_0/transformer_blocks_0/attn1`."""
     level: int
     """Of the resolution, 0 the finest."""
     train_tokens: int
@@ -27,6 +27,14 @@ class AdaptedLayer:
     def multiplier(self, scaling: Scaling, tokens: int) -> float:
         """`lambda sqrt(d)` at N `tokens`: a Python float, 1.0 where nothing changes."""
         return scaling.multiplier_at(self.level, tokens, self.train_tokens)
+
+    def scale(self, scaling: Scaling, tokens: int) -> float:
+        """lambda itself. Raises UserError where the width of a head is not known."""
+        if self.head_dim is None:
+            raise UserError(
+                f"the scale of {self.path} can't be derived: its module has no head_dim; give query= instead"
+            )
+        return scaling.scale_at(self.level, tokens, self.train_tokens, self.head_dim)
 
 
 class LayerAtSize(NamedTuple):
@@ -62,7 +70,7 @@ class Grids:
         return Bucket.covering(height, width, self.factor).latent(self.factor)
 
     def tokens(self, height: int, width: int) -> tuple[int, ...]:
-        """N of each level, finest first. Raises UserError for a size that is none or leaves the deepest level less than 2."""
+        """N of each level, finest first. Raises UserError for what is no size, or leaves one token at the deepest."""
         return token_counts(self.grid(height, width), self.levels)
 
 

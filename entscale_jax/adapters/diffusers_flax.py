@@ -1,0 +1,166 @@
+"""diffusers' Flax UNets and their pipelines, of the last versions that had them, at any grid."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+
+from ..buckets import level_grids
+from ..errors import UserError
+from .layers import Reach
+from .linen_modules import Plan, adapted, original, trace
+from .options import Options
+from .report import Adapted, AdaptedLayer, Grids, Report
+
+INSTALL = "pip install 'entscale-jax[legacy]'"
+_UNET = "FlaxUNet2DConditionModel"
+_PIPELINES = (
+    "FlaxStableDiffusionPipeline",
+    "FlaxStableDiffusionImg2ImgPipeline",
+    "FlaxStableDiffusionInpaintPipeline",
+    "FlaxStableDiffusionXLPipeline",
+)
+_ATTENTION = "FlaxAttention"
+_QUERY = "to_q"
+_TORCH_EPSILON = 1e-6
+"""Of the group norm before PyTorch's transformer blocks, where Flax has 1e-5."""
+
+
+def adapt_flax(model: Any, options: Options) -> Adapted:
+    """A UNet or a pipeline. The pipeline's copy shares every part but the UNet, and its parameters are the same."""
+    name = type(model).__name__
+    if name == _UNET:
+        return adapt_unet(model, options, factor=1)
+    if name not in _PIPELINES:
+        raise UserError(f"{name} is not known: of diffusers' Flax, adapt takes {', '.join((_UNET, *_PIPELINES))}")
+    unet, report = adapt_unet(model.unet, options, factor=model.vae_scale_factor, owner=name)
+    pipeline = copy.copy(model)
+    pipeline.unet = unet
+    return Adapted(pipeline, report)
+
+
+def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET) -> Adapted:
+    """A UNet of diffusers' Flax, or one that is built like it. `factor` is what sizes have to a cell."""
+    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs")
+    model = original(model)
+    grids = Grids(len(model.block_out_channels), factor)
+    options.scaling.check_levels(grids.levels)
+    train_size = options.train_size or _train_size(model, factor, owner)
+    train_tokens = grids.tokens(*train_size)
+    modules, left = _attention(model, grids.grid(*train_size))
+    layers = tuple(_layer(path, module, train_tokens) for path, module in modules.items())
+    numerics = ((_TorchNumerics, ()),) if options.torch_numerics else ()
+    mends = ((GridMender, (grids.levels,)), *numerics)
+    plan = Plan(options.scaling, tuple((layer, Reach(_QUERY)) for layer in layers), mends)
+    report = Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens)
+    return Adapted(adapted(model, plan), report)
+
+
+def check_installed(kind: type) -> None:
+    """Raises UserError for a class that only stands for diffusers' Flax, which is not installed."""
+    if kind.__module__.startswith("diffusers") and "dummy" in kind.__module__:
+        raise UserError(f"{kind.__name__} is not installed: diffusers had Flax up to 0.39; {INSTALL}")
+
+
+def _train_size(model: Any, factor: int, owner: str) -> tuple[int, int]:
+    # Of the config: diffusers' pipelines mend what old folders say there, and not the field.
+    size = getattr(model.config, "sample_size", None)
+    match size if isinstance(size, list | tuple) else (size, size):
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return height * factor, width * factor
+    raise UserError(
+        f"the training size of {owner} can't be derived: sample_size={size!r}; give train_size=(height, width)"
+    )
+
+
+def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Self-attention of a UNet by path, and the paths of its cross-attention, from an abstract call at `grid`."""
+    calls: dict[str, bool] = {}
+    mender = GridMender(len(model.block_out_channels))
+
+    def note(path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if type(module).__name__ == _ATTENTION:
+            context = args[1] if len(args) > 1 else kwargs.get("context")
+            calls[path] = context is None
+        return mender(path, module, proceed, args, kwargs)
+
+    found = trace(model, *unet_inputs(model, grid), step=note)
+    unknown = [
+        path for path, module in found.items() if path not in calls and "attention" in type(module).__name__.lower()
+    ]
+    if unknown:
+        raise UserError(
+            f"attention of {type(model).__name__} is of no known class: {', '.join(unknown)}; known is {_ATTENTION}"
+        )
+    selves = {path: found[path] for path, alone in calls.items() if alone}
+    if not selves:
+        raise UserError(
+            f"nothing matched: {type(model).__name__} has no self-attention, only {', '.join(calls) or 'none'}"
+        )
+    return selves, tuple(path for path, alone in calls.items() if not alone)
+
+
+def unet_inputs(model: Any, grid: tuple[int, int]) -> tuple[Any, ...]:
+    """Shapes of one call at a grid of (h, w) cells."""
+    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    inputs = shape((1, model.in_channels, *grid)), shape((1,)), shape((1, 1, model.cross_attention_dim))
+    if model.addition_embed_type is None:
+        return inputs
+    times = model.addition_time_embed_dim
+    # SDXL's base is told six numbers about sizes, its refiner five, in place of the text's width.
+    numbers = 5 if 5 * times + model.cross_attention_dim == model.projection_class_embeddings_input_dim else 6
+    text = model.projection_class_embeddings_input_dim - numbers * times
+    return *inputs, {"text_embeds": shape((1, text)), "time_ids": shape((1, numbers))}
+
+
+def _layer(path: str, module: Any, train_tokens: tuple[int, ...]) -> AdaptedLayer:
+    level = level_of(path, len(train_tokens))
+    return AdaptedLayer(path, level, train_tokens[level], module.heads, module.dim_head)
+
+
+def level_of(path: str, levels: int) -> int:
+    """The level of a module in a UNet, 0 the finest: `down_blocks_1/...` is at 1."""
+    block = path.split("/")[0]
+    kind, _, index = block.rpartition("_")
+    if kind == "down_blocks":
+        return int(index)
+    return levels - 1 - int(index) if kind == "up_blocks" else levels - 1
+
+
+class GridMender:
+    """Cuts what an upsampler doubled to the size of the skip that follows, before its convolution, as PyTorch does.
+
+    diffusers' Flax UNet concatenates 8 and 7 cells, and fails. Where the levels divide the grid nothing is cut.
+    """
+
+    def __init__(self, levels: int):
+        self.levels = levels
+        self.grids: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Notes the grid of the UNet's input, and cuts the input of an upsampler's convolution."""
+        if path == "conv_in":
+            self.grids = level_grids(args[0].shape[1:3], self.levels)
+        elif path.startswith("up_blocks_") and path.endswith("upsamplers_0/conv"):
+            height, width = self.grids[level_of(path, self.levels) - 1]
+            args = args[0][:, :height, :width], *args[1:]
+        return proceed(*args, **kwargs)
+
+
+class _TorchNumerics:
+    """What PyTorch's UNet computes where Flax's does not: the exact GELU, and the epsilon of the transformer's norm."""
+
+    def __call__(self, path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Replaces the gate's activation, and sets the norm's epsilon in this call's own module."""
+        if type(module).__name__ == "FlaxGEGLU":
+            value, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
+            deterministic = args[1] if len(args) > 1 else kwargs.get("deterministic", True)
+            return module.dropout_layer(value * linen.gelu(gate, approximate=False), deterministic=deterministic)
+        if isinstance(module, linen.GroupNorm) and type(module.parent).__name__ == "FlaxTransformer2DModel":
+            # linen makes submodules anew in every call, so that this one is no one else's.
+            object.__setattr__(module, "epsilon", _TORCH_EPSILON)
+        return proceed(*args, **kwargs)

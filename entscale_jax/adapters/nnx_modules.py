@@ -1,0 +1,137 @@
+"""The scale inside NNX modules: a copy of the tree in which chosen attention is of a class that sets its own scale.
+
+Class and plan of each layer are part of the graph definition, by which `nnx.jit` and `nnx.split` tell models apart.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from flax import nnx
+
+from ..errors import UserError
+from ..scales import Scaling
+from .layers import Reach, call_tokens, classify, described, reach_of, shown
+from .linen_modules import multiplied
+from .options import Options
+from .report import Adapted, AdaptedLayer, Report
+
+_PLAN = "entscale_plan"
+_CALLS = threading.local()
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What an adapted attention knows of itself, as a static attribute, so that equal plans make equal graphs."""
+
+    layer: AdaptedLayer
+    scaling: Scaling
+
+
+def adapt_nnx(model: nnx.Module, options: Options) -> Adapted:
+    """A module of the user's own, whose layers the user names."""
+    name = type(model).__name__
+    options.refuse(name, "torch_numerics", "inputs")
+    copy = structural_copy(model)
+    found = submodules(copy)
+    chosen, left = classify(name, found, options)
+    layers = described(found, chosen, options.train_tokens_of(name, chosen))
+    for layer in layers:
+        set_scale(found, layer, options.scaling, reach_of(found, layer.path, options.query))
+    return Adapted(copy, Report(name, options.scaling, layers, left, options.train_size, tokens=options.tokens))
+
+
+def structural_copy(model: nnx.Module) -> Any:
+    """The same modules and variables anew around the same arrays, adapted ones as they were before."""
+    copy = nnx.clone(model)
+    for _, module in nnx.iter_modules(copy):
+        if isinstance(module, _Adapted):
+            module.__class__ = type(module).__mro__[2]
+            if hasattr(module, _PLAN):
+                delattr(module, _PLAN)
+    return copy
+
+
+def submodules(model: nnx.Module) -> dict[str, Any]:
+    """Every submodule by its path, `/` between the parts."""
+    return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+
+
+def set_scale(found: dict[str, Any], layer: AdaptedLayer, scaling: Scaling, reach: Reach) -> None:
+    """Makes the attention at the layer's path, in a copy, scale by `scaling`."""
+    module = found[layer.path]
+    setattr(module, _PLAN, LayerPlan(layer, scaling))
+    if reach.child is None:
+        module.__class__ = _subclass(type(module), _TakesScale)
+        return
+    module.__class__ = _subclass(type(module), _ScalesQueries)
+    query = found[f"{layer.path}/{reach.child}".removeprefix("/")]
+    query.__class__ = _subclass(type(query), _Query)
+
+
+class _Adapted:
+    """Marks a class that was put in place of the user's own, which stands behind it in the order of bases."""
+
+
+class _TakesScale(_Adapted):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        plan, tokens = _planned(self, args, kwargs)
+        return super().__call__(*args, **{**kwargs, "scale": plan.layer.scale(plan.scaling, tokens)})  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _ScalesQueries(_Adapted):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        plan, tokens = _planned(self, args, kwargs)
+        with _call(plan.layer, plan.layer.multiplier(plan.scaling, tokens)):
+            return super().__call__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Query(_Adapted):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().__call__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if not _calls():
+            raise UserError("adapted queries were computed outside their attention's call: their N is not known there")
+        _calls()[-1].reached = True
+        return multiplied(out, _calls()[-1].multiplier)
+
+
+@dataclass
+class _Call:
+    """One call of an attention that is being traced."""
+
+    multiplier: float
+    reached: bool = False
+
+
+def _calls() -> list[_Call]:
+    return _CALLS.__dict__.setdefault("stack", [])
+
+
+@contextmanager
+def _call(layer: AdaptedLayer, multiplier: float) -> Iterator[None]:
+    call = _Call(multiplier)
+    _calls().append(call)
+    try:
+        yield
+    finally:
+        _calls().pop()
+    if not call.reached:
+        raise UserError(
+            f"the scale of {shown(layer.path)} was not reached in this call, which computes no queries by its adapted "
+            "child; name the one that it uses by query="
+        )
+
+
+def _planned(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[LayerPlan, int]:
+    plan: LayerPlan = getattr(module, _PLAN)
+    return plan, call_tokens(plan.layer.path, type(module).__mro__[2], args, kwargs)
+
+
+@cache
+def _subclass(kind: type, adapter: type) -> type:
+    """The user's class under its own name, with the adapter's call before its own."""
+    described = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (adapter, kind), described)
