@@ -1,4 +1,4 @@
-# `make` lists the targets. Every one of them first makes .venv where it is missing or out of date.
+# `make` lists the targets. Every one of them first makes the environments that it needs where they are missing or old.
 
 VENV ?= .venv
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
@@ -7,28 +7,44 @@ STUDY ?= runs/scenes-study
 STUDY_PARTS := rules multipliers entropy
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The last diffusers and transformers with Flax, beside which the newest can't be installed.
+LEGACY_VENV ?= .venv-legacy
+LEGACY_BIN := $(LEGACY_VENV)/bin
+LEGACY_STAMP := $(LEGACY_VENV)/.installed
 
 # Constraints were tested with this Python only; another one resolves the ranges of pyproject.toml.
 CONSTRAINED := 3.11
 # Bytecode is written when a module is first imported: compiling everything at installation takes a minute more.
-PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --disable-pip-version-check --no-compile
+PIP_INSTALL := -m pip install -qq --progress-bar off --disable-pip-version-check --no-compile
+EVERYTHING := .[all,dev]
+LEGACY := .[legacy,legacy-dev]
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep scenes-study scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy sweep scenes-study scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything in it (another Python: make setup PYTHON=python3.12 VENV=.venv312)
 
+setup-legacy: $(LEGACY_STAMP) ## Make .venv-legacy, with diffusers 0.39 and transformers 4.57, the last that had Flax
+
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || { echo "Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	@echo "Installing into $(VENV): some minutes the first time"
-	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	if [ "$$version" = "$(CONSTRAINED)" ]; then constraints="-c constraints.txt"; fi; \
-	$(PIP_INSTALL) $$constraints -e '.[all,dev]'
+	$(call install,$(VENV),constraints.txt,$(EVERYTHING))
+
+$(LEGACY_STAMP): pyproject.toml constraints-legacy.txt
+	$(call install,$(LEGACY_VENV),constraints-legacy.txt,$(LEGACY))
+
+# $(call install,environment,constraints,what)
+define install
+	@test -x $(1)/bin/python || { echo "Making $(1) with $(PYTHON)"; $(PYTHON) -m venv $(1); }
+	@echo "Installing into $(1): some minutes the first time"
+	@version=$$($(1)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	if [ "$$version" = "$(CONSTRAINED)" ]; then constraints="-c $(2)"; fi; \
+	$(1)/bin/python $(PIP_INSTALL) $$constraints -e '$(3)'
 	@touch $@
+endef
 
 sweep: $(STAMP) ## Draw the aspect-ratio sweep with the built-in model and write its report
 	@$(BIN)/entscale sweep sweeps/aspect.yaml --out $(RUN)
@@ -57,11 +73,13 @@ parity-full: $(STAMP) ## Compare UNets of the published sizes with PyTorch, for 
 test-hub: $(STAMP) ## Open and draw the published checkpoints, beside PyTorch: downloads some 40 GB
 	@HF_HUB_OFFLINE=0 $(BIN)/pytest -m hub
 
-test: $(STAMP) ## Run the tests, without the heavy ones
+test: $(STAMP) $(LEGACY_STAMP) ## Run the tests, without the heavy ones
 	@$(BIN)/pytest -m "not full and not hub"
+	@$(LEGACY_BIN)/pytest -m "not full and not hub" tests/legacy
 
-test-full: $(STAMP) ## Run every test
+test-full: $(STAMP) $(LEGACY_STAMP) ## Run every test
 	@$(BIN)/pytest -m "not hub"
+	@$(LEGACY_BIN)/pytest -m "not hub" tests/legacy
 
 check: $(STAMP) ## The gate: formatting, lint, types, import direction, tests
 	$(BIN)/ruff format --check .
@@ -74,6 +92,6 @@ format: $(STAMP) ## Format the code and mend what lint can mend
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-clean: ## Remove .venv, caches and build products; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+clean: ## Remove both environments, caches and build products; runs/ stays
+	rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CODE_FOLDERS = ("entscale_jax", "tests", "sweeps", "benchmarks", "docs", "notebooks", ".ci")
+LEGACY = {"legacy", "legacy-dev"}
+"""Extras that can't be installed beside the newest diffusers, and so have an environment of their own."""
 TEXT_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".j2", ".cff", ".txt", ".cfg", ".json", ".sh", ""}
 # Written in two parts, so that this file does not name them either.
 MACHINE_PATHS = re.compile(
@@ -29,9 +31,9 @@ def make_commands(target: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def pins() -> dict[str, str]:
-    """Package -> version, from constraints.txt."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+def pins(constraints: str = "constraints.txt") -> dict[str, str]:
+    """Package -> version, from a file of constraints."""
+    lines = (ROOT / constraints).read_text().splitlines()
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
@@ -44,13 +46,13 @@ def text_files() -> list[Path]:
 
 
 def test_extras_are_those_that_the_install_commands_name():
-    assert set(EXTRAS) == {"sweep", "parity", "train", "report", "cuda", "tpu", "dev", "all"}
+    assert set(EXTRAS) == {"sweep", "parity", "train", "report", "cuda", "tpu", "dev", "all", *LEGACY}
 
 
 def test_all_holds_every_extra_that_runs_on_any_machine():
     (everything,) = (Requirement(text) for text in EXTRAS["all"])
     assert everything.name == PROJECT["name"]
-    assert everything.extras == set(EXTRAS) - {"cuda", "tpu", "dev", "all"}
+    assert everything.extras == set(EXTRAS) - {"cuda", "tpu", "dev", "all"} - LEGACY
 
 
 def test_core_installs_no_framework_of_an_extra():
@@ -58,24 +60,29 @@ def test_core_installs_no_framework_of_an_extra():
     assert not core & {"torch", "diffusers", "ray", "pyarrow", "optax", "matplotlib", "jinja2"}
 
 
-@pytest.mark.parametrize("extra", ["core", *sorted(set(EXTRAS) - {"cuda", "tpu", "all"})])
-def test_tested_versions_lie_in_the_declared_ranges(extra):
+@pytest.mark.parametrize(
+    ("extra", "constraints"),
+    [(extra, "constraints.txt") for extra in ["core", *sorted(set(EXTRAS) - {"cuda", "tpu", "all"} - LEGACY)]]
+    + [(extra, "constraints-legacy.txt") for extra in ["core", *sorted(LEGACY)]],
+)
+def test_tested_versions_lie_in_the_declared_ranges(extra, constraints):
     declared = PROJECT["dependencies"] if extra == "core" else EXTRAS[extra]
-    tested = pins()
+    tested = pins(constraints)
     for requirement in map(Requirement, declared):
         assert requirement.specifier.contains(tested[canonicalize_name(requirement.name)]), requirement
 
 
-def test_constraints_hold_plain_pins():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("constraints", ["constraints.txt", "constraints-legacy.txt"])
+def test_constraints_hold_plain_pins(constraints):
+    lines = (ROOT / constraints).read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
 
 
 def test_ci_runs_the_test_command_of_the_readme():
     assert re.search(r"^make check$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     assert "make test" in (ROOT / "README.md").read_text()
-    tests = {line for line in make_commands("test") if "pytest" in line}
-    assert tests
+    tests = {line for line in make_commands("test") if "/pytest" in line}
+    assert {line.split("/")[0] for line in tests} == {".venv", ".venv-legacy"}
     assert tests <= set(make_commands("check"))
     assert not tests & set(make_commands("format"))
 
@@ -87,8 +94,8 @@ def test_the_gate_has_every_check(tool):
 
 def test_every_target_installs_first():
     targets = re.findall(r"^([a-z][a-z-]*):(.*?)##", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    needs_nothing = {name for name, needs in targets if "$(STAMP)" not in needs}
-    assert {"setup", "sweep", "test", "test-full", "check", "format"} <= {name for name, _ in targets}
+    needs_nothing = {name for name, needs in targets if "STAMP)" not in needs}
+    assert {"setup", "setup-legacy", "sweep", "test", "test-full", "check", "format"} <= {name for name, _ in targets}
     assert needs_nothing == {"help", "clean"}
 
 

@@ -123,13 +123,14 @@ def call_tokens(layer: str, kind: type, args: tuple, kwargs: Mapping[str, Any]) 
     for name in _CONTEXTS:
         if given.get(name) is not None and given[name] is not hidden:
             raise UserError(f"{shown(layer)} was given {name}: it is cross-attention, whose scale stays; leave it out")
-    shape = tuple(getattr(hidden, "shape", ()))
-    if not 2 <= len(shape) <= 3:
-        raise UserError(
-            f"tokens of {shown(layer)} can't be derived: its first argument has shape {list(shape)}, and must be "
-            "tokens [B T D] or [T D]"
-        )
-    return shape[-2]
+    shape = getattr(hidden, "shape", ())
+    match shape:
+        case [tokens, _] | [_, tokens, _]:
+            return tokens
+    raise UserError(
+        f"tokens of {shown(layer)} can't be derived: its first argument has shape {list(shape)}, and must be tokens "
+        "[B T D] or [T D]"
+    )
 
 
 def shown(path: str) -> str:

@@ -4,7 +4,7 @@ Class and plan of each layer are part of the graph definition, by which `nnx.jit
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ from .linen_modules import multiplied
 from .options import Options
 from .report import Adapted, AdaptedLayer, Report
 
-_PLAN = "entscale_plan"
+_PLAN, _ORIGINAL = "entscale_plan", "entscale_original"
 _CALLS = threading.local()
 
 
@@ -48,8 +48,8 @@ def structural_copy(model: nnx.Module) -> Any:
     """The same modules and variables anew around the same arrays, adapted ones as they were before."""
     copy = nnx.clone(model)
     for _, module in nnx.iter_modules(copy):
-        if isinstance(module, _Adapted):
-            module.__class__ = type(module).__mro__[2]
+        if original := vars(type(module)).get(_ORIGINAL):
+            module.__class__ = original
             if hasattr(module, _PLAN):
                 delattr(module, _PLAN)
     return copy
@@ -65,37 +65,39 @@ def set_scale(found: dict[str, Any], layer: AdaptedLayer, scaling: Scaling, reac
     module = found[layer.path]
     setattr(module, _PLAN, LayerPlan(layer, scaling))
     if reach.child is None:
-        module.__class__ = _subclass(type(module), _TakesScale)
+        module.__class__ = _subclass(type(module), _taking_scale)
         return
-    module.__class__ = _subclass(type(module), _ScalesQueries)
+    module.__class__ = _subclass(type(module), _scaling_queries)
     query = found[f"{layer.path}/{reach.child}".removeprefix("/")]
-    query.__class__ = _subclass(type(query), _Query)
+    query.__class__ = _subclass(type(query), _multiplied)
 
 
-class _Adapted:
-    """Marks a class that was put in place of the user's own, which stands behind it in the order of bases."""
+def _taking_scale(kind: type) -> Callable:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan, tokens = _planned(self, kind, args, kwargs)
+        return kind.__call__(self, *args, **{**kwargs, "scale": plan.layer.scale(plan.scaling, tokens)})
+
+    return __call__
 
 
-class _TakesScale(_Adapted):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        plan, tokens = _planned(self, args, kwargs)
-        return super().__call__(*args, **{**kwargs, "scale": plan.layer.scale(plan.scaling, tokens)})  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class _ScalesQueries(_Adapted):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        plan, tokens = _planned(self, args, kwargs)
+def _scaling_queries(kind: type) -> Callable:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plan, tokens = _planned(self, kind, args, kwargs)
         with _call(plan.layer, plan.layer.multiplier(plan.scaling, tokens)):
-            return super().__call__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+            return kind.__call__(self, *args, **kwargs)
+
+    return __call__
 
 
-class _Query(_Adapted):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        out = super().__call__(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+def _multiplied(kind: type) -> Callable:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = kind.__call__(self, *args, **kwargs)
         if not _calls():
             raise UserError("adapted queries were computed outside their attention's call: their N is not known there")
         _calls()[-1].reached = True
         return multiplied(out, _calls()[-1].multiplier)
+
+    return __call__
 
 
 @dataclass
@@ -125,13 +127,13 @@ def _call(layer: AdaptedLayer, multiplier: float) -> Iterator[None]:
         )
 
 
-def _planned(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[LayerPlan, int]:
+def _planned(module: Any, kind: type, args: tuple, kwargs: dict[str, Any]) -> tuple[LayerPlan, int]:
     plan: LayerPlan = getattr(module, _PLAN)
-    return plan, call_tokens(plan.layer.path, type(module).__mro__[2], args, kwargs)
+    return plan, call_tokens(plan.layer.path, kind, args, kwargs)
 
 
 @cache
-def _subclass(kind: type, adapter: type) -> type:
-    """The user's class under its own name, with the adapter's call before its own."""
+def _subclass(kind: type, calling: Callable[[type], Callable]) -> type:
+    """The user's class under its own name with another call. One base alone lets an object change to it."""
     described = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (adapter, kind), described)
+    return type(kind.__name__, (kind,), {**described, "__call__": calling(kind), _ORIGINAL: kind})

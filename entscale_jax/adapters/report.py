@@ -24,6 +24,12 @@ class AdaptedLayer:
     head_dim: int | None
     """d, the width of one head."""
 
+    def __post_init__(self):
+        if not isinstance(self.train_tokens, int) or self.train_tokens < 2:
+            raise UserError(
+                f"train_tokens of {self.path} is {self.train_tokens!r}: log_T needs a whole number, 2 or more"
+            )
+
     def multiplier(self, scaling: Scaling, tokens: int) -> float:
         """`lambda sqrt(d)` at N `tokens`: a Python float, 1.0 where nothing changes."""
         return scaling.multiplier_at(self.level, tokens, self.train_tokens)
@@ -90,7 +96,8 @@ class Report:
     """Attention that stays as it is: cross-attention, and what the caller said to leave."""
     train_size: tuple[int, int] | None
     """(height, width) in `unit`; None where T was given as tokens."""
-    unit: str = "pixels"
+    unit: str = ""
+    """What sizes are counted in, pixels or cells."""
     tokens: Tokens | None = None
 
     def at(self, height: int, width: int) -> tuple[LayerAtSize, ...]:
@@ -132,9 +139,9 @@ class Report:
         return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
     def __str__(self) -> str:
-        where = "" if self.train_size is None else f" trained at {self.train_size[1]}x{self.train_size[0]} {self.unit}"
+        size = "" if self.train_size is None else f" trained at {self.train_size[1]}x{self.train_size[0]} {self.unit}"
         return (
-            f"{self.model}{where}: rule {self.scaling.label} in {len(self.layers)} self-attention layers, "
+            f"{self.model}{size.rstrip()}: rule {self.scaling.label} in {len(self.layers)} self-attention layers, "
             f"{len(self.left)} other attention layers left as they are"
         )
 

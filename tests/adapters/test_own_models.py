@@ -1,0 +1,103 @@
+"""Models of this package adapt through the same call, and are then what a call by the rule makes of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_models import relative
+from flax import nnx
+
+from entscale_jax import Scaling, UserError
+from entscale_jax.adapters import adapt
+
+GRID = 7, 5
+TRAINED = {"train_size": (8, 8)}
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny):
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((2, *GRID, tiny.info.unet.in_channels)).astype(np.float32)
+    context = rng.standard_normal((2, 3, tiny.info.unet.cross_attention_dim)).astype(np.float32)
+    return jnp.asarray(latents), jnp.full(2, 481.0), jnp.asarray(context)
+
+
+@nnx.jit(static_argnames="rule")
+def call(unet, *inputs, rule=None):
+    return unet(*inputs, rule)
+
+
+def test_an_adapted_unet_draws_by_its_rule_where_a_call_names_none(tiny, inputs):
+    entropy, original = (
+        np.asarray(call(tiny.unet, *inputs, rule=Scaling.of(rule))) for rule in ("entropy", "original")
+    )
+    adapted, report = adapt(tiny.unet, rule="original")
+    assert np.array_equal(call(adapted, *inputs), original)
+    assert np.array_equal(call(tiny.unet, *inputs), entropy)
+    assert np.array_equal(call(adapt(adapted).model, *inputs), entropy)
+    assert {layer.path for layer in report.layers} == set(tiny.unet.attention_layers())
+    assert report.unit == "cells"
+    assert report.train_size == (8, 8)
+
+
+def test_another_training_size_is_another_T_at_every_level(tiny, inputs):
+    adapted, report = adapt(tiny.unet, train_size=(12, 4))
+    assert {(layer.level, layer.train_tokens) for layer in report.layers} == {(0, 48), (1, 12)}
+    assert adapted.config.train_tokens == (48, 12)
+    assert tiny.unet.config.train_tokens == (64, 16)
+    assert not np.array_equal(call(adapted, *inputs), call(tiny.unet, *inputs))
+    multipliers = {row.level: row.multiplier for row in report.at(*GRID)}
+    assert multipliers[0] == pytest.approx(np.sqrt(np.log(35) / np.log(48)))
+    assert multipliers[1] == pytest.approx(np.sqrt(np.log(4 * 3) / np.log(12)))
+
+
+def test_a_pipeline_counts_in_pixels_and_draws_by_its_rule(tiny):
+    size = {"height": 16, "width": 20, "steps": 1, "seed": 3, "decode": False}
+    adapted, report = adapt(tiny, rule="original")
+    assert report.unit == "pixels"
+    assert report.train_size == (32, 32)
+    assert {row.tokens for row in report.at(16, 20)} == {20, 6}
+    wanted = tiny("a red circle", rule="original", **size)
+    assert np.array_equal(adapted("a red circle", **size).latents, wanted.latents)
+    assert np.array_equal(adapted("a red circle", rule="entropy", **size).latents, tiny("a red circle", **size).latents)
+    assert relative(tiny("a red circle", **size).latents, wanted.latents) > 1e-4
+
+
+def test_a_pipeline_trained_elsewhere(tiny):
+    adapted, _ = adapt(tiny, train_size=(64, 64))
+    assert adapted.info.train_size == (64, 64)
+    assert tiny.info.train_size == (32, 32)
+    options = {"height": 64, "width": 64, "steps": 1, "decode": False}
+    wanted = tiny("a red circle", rule="original", **options)
+    assert np.array_equal(adapted("a red circle", **options).latents, wanted.latents)
+
+
+@pytest.mark.parametrize("name", ["layers", "train_tokens", "query"])
+def test_options_that_mean_nothing_here_are_refused(tiny, name):
+    with pytest.raises(UserError, match=f"{name} can't be given for a UNet2DConditionModel"):
+        adapt(tiny.unet, **{name: ["attn1"]})
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (np.zeros(3), "numpy.ndarray is not known: adapt takes diffusers' FlaxUNet2DConditionModel"),
+        ("org/name", "builtins.str is not known"),
+        (jax.jit(lambda x: x), "is not known"),
+        (nnx.Linear, "Linear is a class: give a model, made or loaded"),
+    ],
+)
+def test_unknown_models_are_said_in_one_line(model, said):
+    with pytest.raises(UserError) as error:
+        adapt(model)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_class_that_stands_for_flax_names_the_command_that_installs_it():
+    class FlaxUNet2DConditionModel:
+        pass
+
+    FlaxUNet2DConditionModel.__module__ = "diffusers.utils.dummy_flax_objects"
+    with pytest.raises(UserError, match=r"not installed: .* pip install 'entscale-jax\[legacy\]'"):
+        adapt(FlaxUNet2DConditionModel)
