@@ -33,9 +33,10 @@ _TORCH_EPSILON = 1e-6
 def adapt_flax(model: Any, options: Options) -> Adapted:
     """A UNet or a pipeline. The pipeline's copy shares every part but the UNet, and its parameters are the same."""
     name = type(model).__name__
-    if name == _UNET:
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    if _UNET in kinds:
         return adapt_unet(model, options, factor=1)
-    if name not in _PIPELINES:
+    if not kinds & set(_PIPELINES):
         raise UserError(f"{name} is not known: of diffusers' Flax, adapt takes {', '.join((_UNET, *_PIPELINES))}")
     unet, report = adapt_unet(model.unet, options, factor=model.vae_scale_factor, owner=name)
     pipeline = copy.copy(model)

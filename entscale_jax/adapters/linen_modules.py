@@ -24,6 +24,8 @@ from .options import Options
 from .report import Adapted, AdaptedLayer, Report
 
 _ACTIVE = threading.local()
+_LOCK = threading.Lock()
+"""Held while a class is looked up: two threads must not make two of one plan."""
 
 
 class Step(Protocol):
@@ -45,7 +47,9 @@ class Plan:
 
 def adapted(model: linen.Module, plan: Plan) -> Any:
     """A copy of an unbound module that follows the plan; its fields are the original's own."""
-    copy = object.__new__(_subclass(type(model), plan))
+    with _LOCK:
+        kind = _subclass(type(model), plan)
+    copy = object.__new__(kind)
     copy.__dict__.update(model.__dict__)
     return copy
 

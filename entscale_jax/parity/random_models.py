@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ class Family:
     text: dict[str, Any]
     pad_token: str
     scheduler: Callable[[], Any]
+    vae: dict[str, Any] = field(default_factory=dict)
 
 
 SD1 = Family(
@@ -93,17 +94,17 @@ SD2_BASE = replace(SD2, scheduler=lambda: _pndm("epsilon"))
 FAMILIES = {"sd1": SD1, "sd2": SD2, "sd2-base": SD2_BASE}
 
 
-def build(folder: Path, family: str, *, sample_size: int | tuple[int, int], seed: int = 0) -> Path:
+def build(folder: Path, family: str | Family, *, sample_size: int | tuple[int, int], seed: int = 0) -> Path:
     """Writes a pipeline's folder whose every parameter is random, and returns it.
 
     `sample_size`: latent cells at training, one number or (height, width); the autoencoder shrinks by 8. `to_q` and
     `to_k` of self-attention are enlarged until each layer's mean entropy is `ENTROPY_MARGIN` below log T.
     """
-    traits = FAMILIES[family]
+    traits = FAMILIES[family] if isinstance(family, str) else family
     tokenizer = make_tokenizer(folder / "tokenizer", traits.text["max_position_embeddings"], traits.pad_token)
     parts = {
         "unet": _unet(traits, sample_size),
-        "vae": make_autoencoder(),
+        "vae": make_autoencoder(**traits.vae),
         "text_encoder": _text_encoder(traits, tokenizer),
     }
     for offset, module in enumerate(parts.values()):
@@ -157,7 +158,7 @@ def sharpen(reference: DiffusersFolder, folder: Path, seed: int) -> None:
 
 
 def _unet(traits: Family, sample_size: int | tuple[int, int]) -> UNet2DConditionModel:
-    return UNet2DConditionModel(**traits.unet, sample_size=sample_size, norm_num_groups=8)  # pyright: ignore[reportArgumentType]
+    return UNet2DConditionModel(**{"norm_num_groups": 8, **traits.unet}, sample_size=sample_size)  # pyright: ignore[reportArgumentType]
 
 
 def make_autoencoder(**fields: Any) -> AutoencoderKL:

@@ -17,7 +17,8 @@ from attention_models import (
     relative,
     tokens,
 )
-from flax import linen
+from flax import linen, nnx
+from flax.nnx import bridge
 
 from entscale_jax import UserError
 from entscale_jax.adapters import adapt
@@ -125,6 +126,24 @@ def test_every_transformation_and_thread_draws_each_models_own(block, params):
         for way in ways:
             drawn = list(pool.map(lambda k, way=way: np.asarray(way(models[k % 3])), range(12)))
             assert max(relative(found, wanted[k % 3]) for k, found in enumerate(drawn)) < BOUND
+
+
+def test_nnx_jit_draws_each_models_own_where_linen_is_bridged(block, params):
+    inputs = tokens(30), tokens(7, seed=1)
+    traces = []
+
+    @nnx.jit
+    def bridged(model, *inputs):
+        traces.append(1)
+        return model(*inputs)
+
+    models = [adapt(block, rule=rule, **SELF).model for rule in ("entropy", "original")]
+    for _ in range(2):
+        for model in models:
+            ours = bridge.lazy_init(bridge.ToNNX(model, nnx.Rngs(0)), *inputs)
+            nnx.update(ours, jax.tree.map(nnx.Param, params))
+            assert relative(bridged(ours, *inputs), np.asarray(call(model, params, *inputs))) < BOUND
+    assert len(traces) == 2
 
 
 def test_a_layer_that_was_compiled_inside_the_model_is_scaled_all_the_same():
