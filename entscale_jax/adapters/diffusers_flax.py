@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen
 
-from ..buckets import level_grids
 from ..errors import UserError
+from .flax_mends import ATTENTION, ChunkCheck, GridMender, TorchNumerics, level_of
 from .layers import Reach
 from .linen_modules import Plan, adapted, original, trace
 from .options import Options
@@ -24,10 +23,7 @@ _PIPELINES = (
     "FlaxStableDiffusionInpaintPipeline",
     "FlaxStableDiffusionXLPipeline",
 )
-_ATTENTION = "FlaxAttention"
 _QUERY = "to_q"
-_TORCH_EPSILON = 1e-6
-"""Of the group norm before PyTorch's transformer blocks, where Flax has 1e-5."""
 
 
 def adapt_flax(model: Any, options: Options) -> Adapted:
@@ -54,8 +50,8 @@ def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET)
     train_tokens = grids.tokens(*train_size)
     modules, left = _attention(model, grids.grid(*train_size))
     layers = tuple(_layer(path, module, train_tokens) for path, module in modules.items())
-    numerics = ((_TorchNumerics, ()),) if options.torch_numerics else ()
-    mends = ((GridMender, (grids.levels,)), *numerics)
+    numerics = ((TorchNumerics, ()),) if options.torch_numerics else ()
+    mends = ((GridMender, (grids.levels,)), (ChunkCheck, ()), *numerics)
     plan = Plan(options.scaling, tuple((layer, Reach(_QUERY)) for layer in layers), mends)
     report = Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens)
     return Adapted(adapted(model, plan), report)
@@ -84,7 +80,7 @@ def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple
     mender = GridMender(len(model.block_out_channels))
 
     def note(path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if type(module).__name__ == _ATTENTION:
+        if type(module).__name__ == ATTENTION:
             context = args[1] if len(args) > 1 else kwargs.get("context")
             calls[path] = context is None
         return mender(path, module, proceed, args, kwargs)
@@ -95,7 +91,7 @@ def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple
     ]
     if unknown:
         raise UserError(
-            f"attention of {type(model).__name__} is of no known class: {', '.join(unknown)}; known is {_ATTENTION}"
+            f"attention of {type(model).__name__} is of no known class: {', '.join(unknown)}; known is {ATTENTION}"
         )
     selves = {path: found[path] for path, alone in calls.items() if alone}
     if not selves:
@@ -121,47 +117,3 @@ def unet_inputs(model: Any, grid: tuple[int, int]) -> tuple[Any, ...]:
 def _layer(path: str, module: Any, train_tokens: tuple[int, ...]) -> AdaptedLayer:
     level = level_of(path, len(train_tokens))
     return AdaptedLayer(path, level, train_tokens[level], module.heads, module.dim_head)
-
-
-def level_of(path: str, levels: int) -> int:
-    """The level of a module in a UNet, 0 the finest: `down_blocks_1/...` is at 1."""
-    block = path.split("/")[0]
-    kind, _, index = block.rpartition("_")
-    if kind == "down_blocks":
-        return int(index)
-    return levels - 1 - int(index) if kind == "up_blocks" else levels - 1
-
-
-class GridMender:
-    """Cuts what an upsampler doubled to the size of the skip that follows, before its convolution, as PyTorch does.
-
-    diffusers' Flax UNet concatenates 8 and 7 cells, and fails. Where the levels divide the grid nothing is cut.
-    """
-
-    def __init__(self, levels: int):
-        self.levels = levels
-        self.grids: tuple[tuple[int, int], ...] = ()
-
-    def __call__(self, path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Notes the grid of the UNet's input, and cuts the input of an upsampler's convolution."""
-        if path == "conv_in":
-            self.grids = level_grids(args[0].shape[1:3], self.levels)
-        elif path.startswith("up_blocks_") and path.endswith("upsamplers_0/conv"):
-            height, width = self.grids[level_of(path, self.levels) - 1]
-            args = args[0][:, :height, :width], *args[1:]
-        return proceed(*args, **kwargs)
-
-
-class _TorchNumerics:
-    """What PyTorch's UNet computes where Flax's does not: the exact GELU, and the epsilon of the transformer's norm."""
-
-    def __call__(self, path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Replaces the gate's activation, and sets the norm's epsilon in this call's own module."""
-        if type(module).__name__ == "FlaxGEGLU":
-            value, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
-            deterministic = args[1] if len(args) > 1 else kwargs.get("deterministic", True)
-            return module.dropout_layer(value * linen.gelu(gate, approximate=False), deterministic=deterministic)
-        if isinstance(module, linen.GroupNorm) and type(module.parent).__name__ == "FlaxTransformer2DModel":
-            # linen makes submodules anew in every call, so that this one is no one else's.
-            object.__setattr__(module, "epsilon", _TORCH_EPSILON)
-        return proceed(*args, **kwargs)
