@@ -1,4 +1,4 @@
-"""What is mended inside diffusers' Flax UNet while an adapted one is computed: its grids, and on request its numerics."""
+"""What is mended inside diffusers' Flax UNet while an adapted one runs: its grids, and on request its numerics."""
 
 from collections.abc import Callable
 from typing import Any
