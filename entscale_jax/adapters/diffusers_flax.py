@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from .flax_mends import ATTENTION, ChunkCheck, GridMender, TorchNumerics, level_of
-from .layers import Reach
+from .layers import Reach, attention_layers
 from .linen_modules import Plan, adapted, original, trace
 from .options import Options
 from .report import Adapted, AdaptedLayer, Grids, Report
@@ -65,7 +65,7 @@ def check_installed(kind: type) -> None:
 
 def _train_size(model: Any, factor: int, owner: str) -> tuple[int, int]:
     # Of the config: diffusers' pipelines mend what old folders say there, and not the field.
-    size = getattr(model.config, "sample_size", None)
+    size = getattr(getattr(model, "config", model), "sample_size", None)
     match size if isinstance(size, list | tuple) else (size, size):
         case [int(height), int(width)] if height > 0 and width > 0:
             return height * factor, width * factor
@@ -86,9 +86,7 @@ def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple
         return mender(path, module, proceed, args, kwargs)
 
     found = trace(model, *unet_inputs(model, grid), step=note)
-    unknown = [
-        path for path, module in found.items() if path not in calls and "attention" in type(module).__name__.lower()
-    ]
+    unknown = [path for path in attention_layers(found) if path not in calls]
     if unknown:
         raise UserError(
             f"attention of {type(model).__name__} is of no known class: {', '.join(unknown)}; known is {ATTENTION}"
