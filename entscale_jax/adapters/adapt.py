@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..models import UNet2DConditionModel
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
-from . import diffusers_flax, linen_modules, nnx_modules, own_models
+from . import diffusers_flax, linen_modules, maxdiffusion, nnx_modules, own_models
 from .options import Chosen, Options, TrainTokens
 from .report import Adapted, Tokens
 
@@ -84,6 +84,8 @@ def _adapter(model: Any) -> Callable[[Any, Options], Adapted]:
         return own_models.adapt_pipeline
     if isinstance(model, UNet2DConditionModel):
         return own_models.adapt_unet
+    if maxdiffusion.is_maxdiffusion(model):
+        return maxdiffusion.adapt_maxdiffusion
     if isinstance(model, linen.Module):
         return linen_modules.adapt_linen
     if isinstance(model, nnx.Module):

@@ -24,6 +24,8 @@ from .options import Options
 from .report import Adapted, AdaptedLayer, Report
 
 _ACTIVE = threading.local()
+_CALL = ("__call__",)
+"""What a step is around, unless its attribute `methods` names others."""
 _LOCK = threading.Lock()
 """Held while a class is looked up: two threads must not make two of one plan."""
 
@@ -81,7 +83,9 @@ def original(model: linen.Module) -> Any:
     return copy
 
 
-def trace(model: linen.Module, *inputs: Any, step: Step | None = None, **named: Any) -> dict[str, Any]:
+def trace(
+    model: linen.Module, *inputs: Any, step: Step | None = None, methods: tuple[str, ...] = _CALL, **named: Any
+) -> dict[str, Any]:
     """Every submodule by its path, `/` between the parts, found by an abstract call that allocates nothing."""
     found: dict[str, Any] = {}
 
@@ -91,7 +95,7 @@ def trace(model: linen.Module, *inputs: Any, step: Step | None = None, **named: 
 
     def call(*inputs: Any, **named: Any) -> Any:
         rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        with linen.intercept_methods(_interceptor((), note)):
+        with linen.intercept_methods(_interceptor((), note, methods)):
             return model.init(rngs, *inputs, **named)
 
     jax.eval_shape(call, *inputs, **named)
@@ -186,7 +190,8 @@ def _steps(root: linen.Module, plan: Plan, *, whole: bool) -> Iterator[None]:
     try:
         with ExitStack() as stack:
             for step in (scaler, *(make(*arguments) for make, arguments in plan.mends)):
-                stack.enter_context(linen.intercept_methods(_interceptor(root.path, step)))
+                methods = getattr(step, "methods", _CALL)
+                stack.enter_context(linen.intercept_methods(_interceptor(root.path, step, methods)))
             yield
     finally:
         active.discard(id(root))
@@ -194,12 +199,12 @@ def _steps(root: linen.Module, plan: Plan, *, whole: bool) -> Iterator[None]:
         scaler.check()
 
 
-def _interceptor(root: tuple[str, ...], step: Step) -> Callable:
-    """`step` as linen calls it, for the calls below `root`."""
+def _interceptor(root: tuple[str, ...], step: Step, methods: tuple[str, ...]) -> Callable:
+    """`step` as linen calls it, for the calls of `methods` below `root`."""
 
     def intercept(proceed: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         path = context.module.path
-        if context.method_name != "__call__" or path[: len(root)] != root:
+        if context.method_name not in methods or path[: len(root)] != root:
             return proceed(*args, **kwargs)
         return step("/".join(path[len(root) :]), context.module, proceed, args, kwargs)
 

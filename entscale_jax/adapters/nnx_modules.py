@@ -21,6 +21,8 @@ from .report import Adapted, AdaptedLayer, Report
 
 _PLAN, _ORIGINAL = "entscale_plan", "entscale_original"
 _CALLS = threading.local()
+Calling = Callable[[type], Callable]
+"""From the user's class, the method that stands in place of its own and calls it."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,24 @@ def submodules(model: nnx.Module) -> dict[str, Any]:
 
 def set_scale(found: dict[str, Any], layer: AdaptedLayer, scaling: Scaling, reach: Reach) -> None:
     """Makes the attention at the layer's path, in a copy, scale by `scaling`."""
-    module = found[layer.path]
-    setattr(module, _PLAN, LayerPlan(layer, scaling))
+    module, plan = found[layer.path], LayerPlan(layer, scaling)
     if reach.child is None:
-        module.__class__ = _subclass(type(module), _taking_scale)
+        put(_taking_scale, module, plan)
         return
-    module.__class__ = _subclass(type(module), _scaling_queries)
+    put(_scaling_queries, module, plan)
     query = found[f"{layer.path}/{reach.child}".removeprefix("/")]
-    query.__class__ = _subclass(type(query), _multiplied)
+    query.__class__ = _subclass(type(query), _multiplied, "__call__")
+
+
+def put(calling: Calling, module: Any, plan: LayerPlan, method: str = "__call__") -> None:
+    """Makes a module, in a copy, one of a class whose `method` is `calling` of its own and finds the plan."""
+    setattr(module, _PLAN, plan)
+    module.__class__ = _subclass(type(module), calling, method)
+
+
+def plan_of(module: Any) -> LayerPlan:
+    """What a module that was given a plan knows of itself."""
+    return getattr(module, _PLAN)
 
 
 def _taking_scale(kind: type) -> Callable:
@@ -128,12 +140,12 @@ def _call(layer: AdaptedLayer, multiplier: float) -> Iterator[None]:
 
 
 def _planned(module: Any, kind: type, args: tuple, kwargs: dict[str, Any]) -> tuple[LayerPlan, int]:
-    plan: LayerPlan = getattr(module, _PLAN)
+    plan = plan_of(module)
     return plan, call_tokens(plan.layer.path, kind, args, kwargs)
 
 
 @cache
-def _subclass(kind: type, calling: Callable[[type], Callable]) -> type:
-    """The user's class under its own name with another call. One base alone lets an object change to it."""
+def _subclass(kind: type, calling: Calling, method: str) -> type:
+    """The user's class under its own name with another method. One base alone lets an object change to it."""
     described = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind,), {**described, "__call__": calling(kind), _ORIGINAL: kind})
+    return type(kind.__name__, (kind,), {**described, method: calling(kind), _ORIGINAL: kind})
