@@ -46,7 +46,9 @@ def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET)
     model = original(model)
     grids = Grids(len(model.block_out_channels), factor)
     options.scaling.check_levels(grids.levels)
-    train_size = options.train_size or _train_size(model, factor, owner)
+    # Of the config: diffusers' pipelines mend what old folders say there, and not the field.
+    config = getattr(model, "config", model)
+    train_size = options.train_size or grids.train_size(getattr(config, "sample_size", None), owner)
     train_tokens = grids.tokens(*train_size)
     modules, left = _attention(model, grids.grid(*train_size))
     layers = tuple(_layer(path, module, train_tokens) for path, module in modules.items())
@@ -61,17 +63,6 @@ def check_installed(kind: type) -> None:
     """Raises UserError for a class that only stands for diffusers' Flax, which is not installed."""
     if kind.__module__.startswith("diffusers") and "dummy" in kind.__module__:
         raise UserError(f"{kind.__name__} is not installed: diffusers had Flax up to 0.39; {INSTALL}")
-
-
-def _train_size(model: Any, factor: int, owner: str) -> tuple[int, int]:
-    # Of the config: diffusers' pipelines mend what old folders say there, and not the field.
-    size = getattr(getattr(model, "config", model), "sample_size", None)
-    match size if isinstance(size, list | tuple) else (size, size):
-        case [int(height), int(width)] if height > 0 and width > 0:
-            return height * factor, width * factor
-    raise UserError(
-        f"the training size of {owner} can't be derived: sample_size={size!r}; give train_size=(height, width)"
-    )
 
 
 def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple[str, ...]]:

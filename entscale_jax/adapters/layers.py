@@ -34,7 +34,7 @@ class Reach:
 
 def attention_layers(found: Modules) -> tuple[str, ...]:
     """The paths of what looks like attention: a module with a query projection, or one that is called so."""
-    with_queries = {path for path in found if any(name in children(found, path) for name in QUERIES)}
+    with_queries = {path.rpartition("/")[0] for path in found if path.rpartition("/")[2] in QUERIES}
     called_so = {path for path, module in found.items() if "attention" in type(module).__name__.lower()}
     # Of a block and the attention in it the inner one is meant, and nothing inside one that has its queries.
     outer = {path for path in called_so if any(inside(other, path) for other in with_queries | called_so)}

@@ -75,6 +75,16 @@ class Grids:
         """Cells (h, w) of the finest level."""
         return Bucket.covering(height, width, self.factor).latent(self.factor)
 
+    def train_size(self, sample_size: object, owner: str) -> tuple[int, int]:
+        """(height, width) of training, of a config's `sample_size`. Raises UserError where that says none."""
+        match sample_size if isinstance(sample_size, list | tuple) else (sample_size, sample_size):
+            case [int(height), int(width)] if height > 0 and width > 0:
+                return height * self.factor, width * self.factor
+        raise UserError(
+            f"the training size of {owner} can't be derived: sample_size={sample_size!r}; give "
+            "train_size=(height, width)"
+        )
+
     def tokens(self, height: int, width: int) -> tuple[int, ...]:
         """N of each level, finest first. Raises UserError for what is no size, or leaves one token at the deepest."""
         return token_counts(self.grid(height, width), self.levels)

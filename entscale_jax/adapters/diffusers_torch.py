@@ -1,0 +1,173 @@
+"""The scale inside PyTorch diffusers' UNets, for people who stay there: an attention processor, and a copy that has it.
+
+diffusers' own processors ignore `attn.scale` on PyTorch 2, so the scale is handed to `scaled_dot_product_attention`.
+"""
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..scales import ScaleRule, Scaling
+from .layers import attention_layers
+from .options import Options
+from .report import Adapted, AdaptedLayer, Grids, Report
+
+_UNET = "UNet2DConditionModel"
+_FIRST_STAGES = ("vae", "vqvae")
+
+
+class EntropyScaledAttnProcessor:
+    """diffusers' processor of self-attention whose scale follows the tokens of each call.
+
+    `layer` is its T and its level, `scaling` the rule; the scale is a Python float from the shape, so that each size is
+    a program of its own under `torch.compile`, with no break in its graph. Otherwise it is `AttnProcessor2_0`, and
+    `FusedAttnProcessor2_0` where projections are fused. Source: Eq. 7 of the paper.
+    """
+
+    def __init__(self, layer: AdaptedLayer, scaling: Scaling | ScaleRule | str = ScaleRule.ENTROPY):
+        self.layer, self.scaling = layer, Scaling.of(scaling)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """[B T D] -> [B T D]. Raises UserError for a context, which would make it cross-attention."""
+        if encoder_hidden_states is not None:
+            raise UserError(
+                f"{self.layer.path} was given encoder_hidden_states: it is cross-attention, whose scale stays"
+            )
+        batch, tokens, _ = hidden_states.shape
+        query, key, value = (_split(states, attn.heads) for states in _projected(attn, hidden_states))
+        mask = None
+        if attention_mask is not None:
+            mask = attn.prepare_attention_mask(attention_mask, tokens, batch).view(batch, attn.heads, -1, tokens)
+        scale = self.scaling.scale_at(self.layer.level, int(tokens), self.layer.train_tokens, query.shape[-1])
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        mixed = mixed.transpose(1, 2).reshape(batch, tokens, -1).to(query.dtype)
+        return attn.to_out[1](attn.to_out[0](mixed))
+
+
+def adapt_torch(model: Any, options: Options) -> Adapted:
+    """A UNet, or a pipeline with one. A copy shares every parameter: moving or training one does it to the other."""
+    name = type(model).__name__
+    if isinstance(model, UNet2DConditionModel):
+        return _adapt_unet(model, options, factor=1, owner=name)
+    unet = getattr(model, "unet", None)
+    if isinstance(model, nn.Module) or not isinstance(unet, UNet2DConditionModel):
+        raise UserError(
+            f"{name} is not known: of PyTorch diffusers, adapt takes {_UNET} and pipelines with one as `unet`; "
+            "one that torch.compile has made is adapted before"
+        )
+    _check_parts(model)
+    adapted, report = _adapt_unet(unet, options, factor=_factor(model), owner=name)
+    pipeline = copy.copy(model)
+    pipeline.unet = adapted
+    return Adapted(pipeline, report)
+
+
+def _adapt_unet(unet: UNet2DConditionModel, options: Options, *, factor: int, owner: str) -> Adapted:
+    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs", "torch_numerics")
+    config: Any = unet.config
+    grids = Grids(len(config.block_out_channels), factor)
+    options.scaling.check_levels(grids.levels)
+    train_size = options.train_size or grids.train_size(config.get("sample_size"), owner)
+    train_tokens = grids.tokens(*train_size)
+    selves, left = _attention(unet)
+    layers = tuple(_layer(path, module, train_tokens) for path, module in selves.items())
+    adapted = _structural_copy(unet)
+    modules = dict(adapted.named_modules())
+    for layer in layers:
+        attention: Any = modules[layer.path.replace("/", ".")]
+        attention.set_processor(EntropyScaledAttnProcessor(layer, options.scaling))
+    return Adapted(adapted, Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens))
+
+
+def _attention(unet: UNet2DConditionModel) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Self-attention by path, and the paths of cross-attention. Raises UserError for any that is neither."""
+    found = {name.replace(".", "/"): module for name, module in unet.named_modules()}
+    layers = {path: found[path] for path in attention_layers(found)}
+    selves = {path: module for path, module in layers.items() if _is_self(path, module)}
+    left = tuple(path for path, module in layers.items() if getattr(module, "is_cross_attention", False))
+    if unknown := [path for path in layers if path not in selves and path not in left]:
+        raise UserError(
+            f"attention of {_UNET} is neither plain self- nor cross-attention: {', '.join(unknown)}; such a UNet can't "
+            "be adapted"
+        )
+    if not selves:
+        raise UserError(f"nothing matched: {_UNET} has no self-attention, only {', '.join(left) or 'none'}")
+    known = (AttnProcessor2_0, FusedAttnProcessor2_0, EntropyScaledAttnProcessor)
+    if others := [path for path, module in selves.items() if type(module.processor) not in known]:
+        kinds = sorted({type(selves[path].processor).__name__ for path in others})
+        raise UserError(
+            f"the scale of {', '.join(others)} can't be reached: the processor is {', '.join(kinds)}; call "
+            "unet.set_attn_processor(AttnProcessor2_0()) first"
+        )
+    return selves, left
+
+
+def _is_self(path: str, module: Any) -> bool:
+    """Whether it is the self-attention of a transformer block, with nothing beside projections."""
+    plain = not any(getattr(module, name, None) for name in ("group_norm", "spatial_norm", "norm_q", "norm_k"))
+    extra = getattr(module, "added_kv_proj_dim", None) is not None
+    return path.endswith("/attn1") and not getattr(module, "is_cross_attention", True) and plain and not extra
+
+
+def _layer(path: str, module: Any, train_tokens: tuple[int, ...]) -> AdaptedLayer:
+    block, index = path.split("/")[:2]
+    levels = len(train_tokens)
+    up = levels - 1 - int(index) if block == "up_blocks" else levels - 1
+    level = int(index) if block == "down_blocks" else up
+    return AdaptedLayer(path, level, train_tokens[level], module.heads, module.inner_dim // module.heads)
+
+
+def _structural_copy(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Modules anew around the same parameters and buffers. Raises UserError where accelerate has hooks in them."""
+    if hooked := [name for name, module in unet.named_modules() if hasattr(module, "_hf_hook")]:
+        raise UserError(
+            f"{_UNET} has hooks of accelerate, for offloading, at {hooked[0] or 'the model itself'}: adapt before "
+            "enabling it"
+        )
+    shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    return copy.deepcopy(unet, shared)
+
+
+def _check_parts(pipeline: Any) -> None:
+    """Raises UserError for a second denoiser in the pipeline, whose self-attention would be missed in silence."""
+    parts = {name: part for name, part in pipeline.components.items() if name not in ("unet", *_FIRST_STAGES)}
+    if others := [name for name, part in parts.items() if hasattr(part, "attn_processors") or "controlnet" in name]:
+        raise UserError(
+            f"{type(pipeline).__name__} has attention beside its UNet's, in {', '.join(others)}, which adapt does not "
+            "know: adapt(pipeline.unet) adapts the UNet alone"
+        )
+
+
+def _factor(pipeline: Any) -> int:
+    """Pixels along the side of a latent cell."""
+    stage = next((part for name in _FIRST_STAGES if (part := getattr(pipeline, name, None)) is not None), None)
+    if stage is None:
+        raise UserError(
+            f"the training size of {type(pipeline).__name__} can't be derived: it has no vae; adapt its unet"
+        )
+    return 2 ** (len(stage.config.block_out_channels) - 1)
+
+
+def _projected(attn: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
+    if getattr(attn, "fused_projections", False):
+        return torch.chunk(attn.to_qkv(hidden_states), 3, dim=-1)
+    return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+
+
+def _split(states: Tensor, heads: int) -> Tensor:
+    """[B T D] -> [B N T H]."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
