@@ -98,7 +98,7 @@ def _attention(unet: UNet2DConditionModel) -> tuple[dict[str, Any], tuple[str, .
     found = {name.replace(".", "/"): module for name, module in unet.named_modules()}
     layers = {path: found[path] for path in attention_layers(found)}
     selves = {path: module for path, module in layers.items() if _is_self(path, module)}
-    left = tuple(path for path, module in layers.items() if getattr(module, "is_cross_attention", False))
+    left = tuple(path for path, module in layers.items() if _is_cross(module))
     if unknown := [path for path in layers if path not in selves and path not in left]:
         raise UserError(
             f"attention of {_UNET} is neither plain self- nor cross-attention: {', '.join(unknown)}; such a UNet can't "
@@ -118,9 +118,14 @@ def _attention(unet: UNet2DConditionModel) -> tuple[dict[str, Any], tuple[str, .
 
 def _is_self(path: str, module: Any) -> bool:
     """Whether it is the self-attention of a transformer block, with nothing beside projections."""
-    plain = not any(getattr(module, name, None) for name in ("group_norm", "spatial_norm", "norm_q", "norm_k"))
-    extra = getattr(module, "added_kv_proj_dim", None) is not None
-    return path.endswith("/attn1") and not getattr(module, "is_cross_attention", True) and plain and not extra
+    extras = ("group_norm", "spatial_norm", "norm_q", "norm_k", "added_kv_proj_dim")
+    plain = not any(getattr(module, name, None) for name in extras)
+    return path.endswith("/attn1") and plain and not getattr(module, "is_cross_attention", True)
+
+
+def _is_cross(module: Any) -> bool:
+    """Whether keys are of the context alone: with projections added they are of the picture too."""
+    return getattr(module, "is_cross_attention", False) and getattr(module, "added_kv_proj_dim", None) is None
 
 
 def _layer(path: str, module: Any, train_tokens: tuple[int, ...]) -> AdaptedLayer:
