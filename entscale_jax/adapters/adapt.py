@@ -6,7 +6,7 @@ from typing import Any
 from flax import linen, nnx
 
 from ..errors import UserError
-from ..models import UNet2DConditionModel
+from ..models import SD3Transformer2DModel, UNet2DConditionModel
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
 from . import diffusers_flax, linen_modules, maxdiffusion, nnx_modules, own_models
@@ -15,7 +15,8 @@ from .report import Adapted, Tokens
 
 _KNOWN = (
     "diffusers' FlaxUNet2DConditionModel and Flax pipelines, MaxDiffusion's UNet and attention, modules of flax.linen "
-    "and flax.nnx, TextToImage, and PyTorch diffusers' UNet2DConditionModel and its pipelines"
+    "and flax.nnx, TextToImage and the UNet and SD3 transformer of this package, and PyTorch diffusers' "
+    "UNet2DConditionModel and its pipelines"
 )
 
 
@@ -82,8 +83,8 @@ def _adapter(model: Any) -> Callable[[Any, Options], Adapted]:
         return diffusers_flax.adapt_flax
     if isinstance(model, TextToImage):
         return own_models.adapt_pipeline
-    if isinstance(model, UNet2DConditionModel):
-        return own_models.adapt_unet
+    if isinstance(model, UNet2DConditionModel | SD3Transformer2DModel):
+        return own_models.adapt_own
     if maxdiffusion.is_maxdiffusion(model):
         return maxdiffusion.adapt_maxdiffusion
     if isinstance(model, linen.Module):

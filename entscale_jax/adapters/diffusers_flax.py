@@ -44,7 +44,7 @@ def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET)
     """A UNet of diffusers' Flax, or one that is built like it. `factor` is what sizes have to a cell."""
     options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs")
     model = original(model)
-    grids = Grids(len(model.block_out_channels), factor)
+    grids = Grids(len(model.block_out_channels), factor, "cells" if factor == 1 else "pixels")
     options.scaling.check_levels(grids.levels)
     # Of the config: diffusers' pipelines mend what old folders say there, and not the field.
     config = getattr(model, "config", model)

@@ -64,12 +64,9 @@ class Grids:
 
     levels: int
     factor: int = 1
-    """Units of a size along the side of one cell of the finest grid: pixels for a pipeline, 1 for a bare UNet."""
-
-    @property
-    def unit(self) -> str:
-        """What sizes are counted in."""
-        return "cells" if self.factor == 1 else "pixels"
+    """Units of a size along the side of one cell of the finest grid."""
+    unit: str = "cells"
+    """What sizes are counted in: the input's cells, or for a pipeline pixels."""
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Cells (h, w) of the finest level."""

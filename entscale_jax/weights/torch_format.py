@@ -21,7 +21,7 @@ from .stored import read_stored
 
 Shape = tuple[int, ...]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias", "pos_embed": "pos_embed"}
 _TEXT_PREFIX = "text_model."
 # The dense layers of attention in old autoencoders, which may be stored as 1x1 convolutions too.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
