@@ -2,12 +2,14 @@
 
 import doc_snippets
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_models import Block, LinenBlock, tokens
 from flax import nnx
 
 from entscale_jax.adapters import adapt
+from entscale_jax.models import SD3Transformer2DModel, SD3TransformerConfig
 
 TOP = "The scale inside models that you have already"
 
@@ -46,7 +48,69 @@ def own_linen(tiny):
     assert not np.array_equal(scope["out"], model.apply({"params": params}, *inputs))
 
 
-CHECKS = {TOP: the_top, "Your own NNX": own_nnx, "Your own linen": own_linen}
+def max_diffusion(tiny):
+    from maxdiffusion_library import open_library
+
+    unet = open_library().FlaxUNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=6,
+    )
+    latents = jax.random.normal(jax.random.key(1), (1, 4, 6, 6))
+    inputs = latents, jnp.ones(1), jnp.ones((1, 3, 6))
+    params = unet.init(jax.random.key(0), *inputs)["params"]
+    _, timesteps, context = inputs
+    names = {"unet": unet, "params": params, "latents": latents, "timesteps": timesteps, "context": context}
+    scope = doc_snippets.run("MaxDiffusion", **names, adapt=adapt)
+    assert scope["out"].shape == latents.shape
+    assert not np.array_equal(scope["out"], unet.apply({"params": params}, *inputs).sample)
+
+
+def a_transformer(tiny):
+    config = SD3TransformerConfig(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=6,
+        caption_projection_dim=8,
+        pooled_projection_dim=5,
+        pos_embed_max_size=32,
+    )
+    transformer = SD3Transformer2DModel(config, rngs=nnx.Rngs(0))
+    names = {
+        "latents": jnp.ones((1, 6, 8, 4)),
+        "timesteps": jnp.ones(1),
+        "context": jnp.ones((1, 3, 6)),
+        "pooled": jnp.ones((1, 5)),
+    }
+    heading = "A transformer with text and picture in one sequence"
+    scope = doc_snippets.run(heading, **names, transformer=transformer, adapt=adapt)
+    assert scope["velocity"].shape == (1, 6, 8, 4)
+    assert {layer.train_tokens for layer in scope["report"].layers} == {32 * 32}
+
+
+def in_torch(tiny):
+    scope = doc_snippets.run("PyTorch diffusers")
+    changed = {type(processor).__name__ for processor in scope["adapted"].unet.attn_processors.values()}
+    assert changed == {"EntropyScaledAttnProcessor", "AttnProcessor2_0"}
+    assert scope["report"].unit == "pixels"
+
+
+CHECKS = {
+    TOP: the_top,
+    "Your own NNX": own_nnx,
+    "Your own linen": own_linen,
+    "MaxDiffusion": max_diffusion,
+    "A transformer with text and picture in one sequence": a_transformer,
+    "PyTorch diffusers": in_torch,
+}
 
 
 def test_every_piece_of_code_is_run_somewhere():
@@ -54,7 +118,9 @@ def test_every_piece_of_code_is_run_somewhere():
 
 
 @pytest.mark.parametrize("heading", CHECKS)
-def test_the_code_runs_as_it_stands(heading, tiny):
+def test_the_code_runs_as_it_stands(heading, tiny, tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "model").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
     CHECKS[heading](tiny)
 
 
