@@ -10,6 +10,7 @@ from .conditioning import (
     TextEncoders,
     TextStates,
 )
+from .flax_configs import FlaxAutoencoderKLConfig, FlaxUNet2DConditionConfig
 from .ldm_bert import LDMBertConfig, LDMBertModel
 from .time_embedding import AddedConditions
 from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
@@ -24,6 +25,8 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "CLIPTextProjectionConfig",
     "Conditioning",
+    "FlaxAutoencoderKLConfig",
+    "FlaxUNet2DConditionConfig",
     "LDMBertConfig",
     "LDMBertModel",
     "LatentDiffusionText",
