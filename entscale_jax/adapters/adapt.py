@@ -9,6 +9,7 @@ from ..errors import UserError
 from ..models import SD3Transformer2DModel, UNet2DConditionModel
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
+from ..weights.flax_format import Arithmetic
 from . import diffusers_flax, linen_modules, maxdiffusion, nnx_modules, own_models
 from .options import Chosen, Options, TrainTokens
 from .report import Adapted, Tokens
@@ -31,7 +32,7 @@ def adapt(
     tokens: Tokens | None = None,
     query: str | None = None,
     inputs: tuple[Any, ...] | None = None,
-    torch_numerics: bool = False,
+    arithmetic: Arithmetic | str | None = None,
 ) -> Adapted:
     """A copy of `model` whose self-attention has the scale of `rule` at every size, and a report of its layers.
 
@@ -53,7 +54,8 @@ def adapt(
         query: for modules of your own, the child of each attention whose output is multiplied, such as `to_q`, or the
             norm behind it; None takes the `scale` argument of the attention where it has one, or else a known name.
         inputs: for linen modules of your own, arrays or shapes of one call, by which layers are found.
-        torch_numerics: for diffusers' Flax UNet, the exact GELU and the epsilon of PyTorch's model, which Flax changes.
+        arithmetic: for diffusers' Flax UNet, `torch` computes PyTorch's GELU and epsilon, which differ; None or `flax`
+            what the class computes.
 
     Raises UserError where nothing matches, an attention layer is in neither list, a training size can't be derived,
     a kernel's scale can't be reached, or the class is not known.
@@ -69,9 +71,16 @@ def adapt(
         tokens=tokens,
         query=query,
         inputs=inputs,
-        torch_numerics=torch_numerics,
+        arithmetic=_arithmetic(arithmetic),
     )
     return _adapter(model)(model, options)
+
+
+def _arithmetic(name: Arithmetic | str | None) -> Arithmetic | None:
+    try:
+        return None if name is None else Arithmetic(name)
+    except ValueError:
+        raise UserError(f"arithmetic is {name!r}: give one of {', '.join(Arithmetic)}") from None
 
 
 def _adapter(model: Any) -> Callable[[Any, Options], Adapted]:

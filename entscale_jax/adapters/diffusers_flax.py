@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import UserError
-from .flax_mends import ATTENTION, ChunkCheck, GridMender, TorchNumerics, level_of
+from ..weights.flax_format import Arithmetic
+from .flax_mends import ATTENTION, ChunkCheck, GridMender, TorchArithmetic, level_of
 from .layers import Reach, attention_layers
 from .linen_modules import Plan, adapted, original, trace
 from .options import Options
@@ -52,8 +53,8 @@ def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET)
     train_tokens = grids.tokens(*train_size)
     modules, left = _attention(model, grids.grid(*train_size))
     layers = tuple(_layer(path, module, train_tokens) for path, module in modules.items())
-    numerics = ((TorchNumerics, ()),) if options.torch_numerics else ()
-    mends = ((GridMender, (grids.levels,)), (ChunkCheck, ()), *numerics)
+    arithmetic = ((TorchArithmetic, ()),) if options.arithmetic is Arithmetic.TORCH else ()
+    mends = ((GridMender, (grids.levels,)), (ChunkCheck, ()), *arithmetic)
     plan = Plan(options.scaling, tuple((layer, Reach(_QUERY)) for layer in layers), mends)
     report = Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens)
     return Adapted(adapted(model, plan), report)

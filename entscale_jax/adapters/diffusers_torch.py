@@ -77,7 +77,7 @@ def adapt_torch(model: Any, options: Options) -> Adapted:
 
 
 def _adapt_unet(unet: UNet2DConditionModel, options: Options, *, factor: int, owner: str) -> Adapted:
-    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs", "torch_numerics")
+    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs", "arithmetic")
     config: Any = unet.config
     grids = Grids(len(config.block_out_channels), factor, "cells" if factor == 1 else "pixels")
     options.scaling.check_levels(grids.levels)

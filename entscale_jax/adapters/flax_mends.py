@@ -1,4 +1,4 @@
-"""What is mended inside diffusers' Flax UNet while an adapted one runs: its grids, and on request its numerics."""
+"""What is mended inside diffusers' Flax UNet while an adapted one runs: its grids, and on request its arithmetic."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,7 @@ class ChunkCheck:
         return proceed(*args, **kwargs)
 
 
-class TorchNumerics:
+class TorchArithmetic:
     """What PyTorch's UNet computes where Flax's does not: the exact GELU, and the epsilon of the transformer's norm."""
 
     def __call__(self, path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -59,7 +59,7 @@ def adapted(model: linen.Module, plan: Plan) -> Any:
 def adapt_linen(model: linen.Module, options: Options) -> Adapted:
     """A module of the user's own, whose layers are found by tracing one call on `inputs`."""
     name = type(model).__name__
-    options.refuse(name, "torch_numerics")
+    options.refuse(name, "arithmetic")
     if options.inputs is None:
         raise UserError(
             f"inputs is missing: the layers of {name}, a linen module, are found by tracing it once; give arrays or "

@@ -67,7 +67,7 @@ def adapt_maxdiffusion(model: Any, options: Options) -> Adapted:
             f"{type(model).__name__} is not known: of MaxDiffusion, adapt takes UNets, pipelines with one and "
             "modules; others by their parts, adapt(pipeline.transformer, train_tokens=...)"
         )
-    options.refuse(type(model).__name__, "torch_numerics")
+    options.refuse(type(model).__name__, "arithmetic")
     _check_kernel(type(unet).__name__, unet)
     return adapt_unet(model, options, factor=1) if unet is model else adapt_flax(model, options)
 
@@ -89,7 +89,7 @@ def _adapt_nnx(model: nnx.Module, options: Options) -> Adapted:
     if not operations:
         return adapt_nnx(model, options)
     name = type(model).__name__
-    options.refuse(name, "torch_numerics", "inputs")
+    options.refuse(name, "arithmetic", "inputs")
     if not any(_attends_alone(found, path, operation) for path, operation in operations.items()):
         options.refuse(name, "query")
     layers, left = _layers(name, found, operations, _roles(found, operations), options)
@@ -148,7 +148,7 @@ def _adapt_linen(model: linen.Module, options: Options) -> Adapted:
     operations = _operations(found, _OPERATION)
     if not operations:
         return adapt_linen(model, options)
-    options.refuse(name, "torch_numerics", "query")
+    options.refuse(name, "arithmetic", "query")
     layers, left = _layers(name, found, operations, roles, options)
     with_query = tuple((layer, Reach(_QUERY)) for layer in layers if _is(found[layer.path], _ATTENTION))
     without = tuple((layer, operations[layer.path]) for layer in layers if not _is(found[layer.path], _ATTENTION))

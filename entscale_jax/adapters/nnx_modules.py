@@ -36,7 +36,7 @@ class LayerPlan:
 def adapt_nnx(model: nnx.Module, options: Options) -> Adapted:
     """A module of the user's own, whose layers the user names."""
     name = type(model).__name__
-    options.refuse(name, "torch_numerics", "inputs")
+    options.refuse(name, "arithmetic", "inputs")
     copy = structural_copy(model)
     found = submodules(copy)
     chosen, left = classify(name, found, options)

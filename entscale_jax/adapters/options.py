@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..scales import Scaling
+from ..weights.flax_format import Arithmetic
 from .report import Tokens
 
 Chosen = Callable[[str, Any], bool] | Iterable[str]
@@ -26,11 +27,11 @@ class Options:
     tokens: Tokens | None = None
     query: str | None = None
     inputs: tuple[Any, ...] | None = None
-    torch_numerics: bool = False
+    arithmetic: Arithmetic | None = None
 
     def refuse(self, model: str, *names: str) -> None:
         """Raises UserError where the caller gave one of these, which mean nothing for this kind of model."""
-        if given := [name for name in names if getattr(self, name) not in (None, (), False)]:
+        if given := [name for name in names if getattr(self, name) not in (None, ())]:
             raise UserError(f"{', '.join(given)} can't be given for a {model}: leave it out")
 
     def train_tokens_of(self, model: str, paths: tuple[str, ...]) -> dict[str, int]:

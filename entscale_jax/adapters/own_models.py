@@ -11,7 +11,7 @@ from .nnx_modules import structural_copy, submodules
 from .options import Options
 from .report import Adapted, AdaptedLayer, Grids, Report
 
-_KNOWN = ("layers", "leave", "train_tokens", "tokens", "query", "inputs", "torch_numerics")
+_KNOWN = ("layers", "leave", "train_tokens", "tokens", "query", "inputs", "arithmetic")
 
 
 def adapt_pipeline(pipe: TextToImage, options: Options) -> Adapted:

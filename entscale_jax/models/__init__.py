@@ -10,6 +10,7 @@ from .conditioning import (
     TextEncoders,
     TextStates,
 )
+from .flax_configs import FlaxAutoencoderKLConfig, FlaxUNet2DConditionConfig
 from .ldm_bert import LDMBertConfig, LDMBertModel
 from .sd3_config import SD3TransformerConfig
 from .sd3_transformer import SD3Transformer2DModel
@@ -26,6 +27,8 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "CLIPTextProjectionConfig",
     "Conditioning",
+    "FlaxAutoencoderKLConfig",
+    "FlaxUNet2DConditionConfig",
     "LDMBertConfig",
     "LDMBertModel",
     "LatentDiffusionText",

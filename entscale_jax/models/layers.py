@@ -141,8 +141,8 @@ class Downsample2D(nnx.Module):
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation that transformers calls by this name: `gelu` (exact), `quick_gelu`."""
-    return {"gelu": _gelu, "quick_gelu": _quick_gelu}[name]
+    """The activation that transformers calls by this name: `gelu` (exact), `gelu_pytorch_tanh`, `quick_gelu`."""
+    return {"gelu": _gelu, "gelu_pytorch_tanh": jax.nn.gelu, "quick_gelu": _quick_gelu}[name]
 
 
 def _gelu(hidden: Array) -> Array:

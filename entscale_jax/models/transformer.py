@@ -41,13 +41,14 @@ class CrossAttention(nnx.Module):
 class GEGLU(nnx.Module):
     """`x W_1 * gelu(x W_2)`, both in one projection."""
 
-    def __init__(self, features: int, inner: int, make: Layers):
+    def __init__(self, features: int, inner: int, gelu: str, make: Layers):
+        self.gelu = gelu
         self.proj = make.linear(features, 2 * inner)
 
     def __call__(self, hidden: Tokens) -> Float[Array, "B T inner"]:
         """[B T D] -> [B T inner]."""
         value, gate = jnp.split(self.proj(hidden), 2, axis=-1)
-        return value * activation("gelu")(gate)
+        return value * activation(self.gelu)(gate)
 
 
 class Dropout(nnx.Module):
@@ -61,8 +62,8 @@ class Dropout(nnx.Module):
 class FeedForward(nnx.Module):
     """GEGLU of four times the width, and back."""
 
-    def __init__(self, features: int, make: Layers):
-        self.net = nnx.List([GEGLU(features, 4 * features, make), Dropout(), make.linear(4 * features, features)])
+    def __init__(self, features: int, gelu: str, make: Layers):
+        self.net = nnx.List([GEGLU(features, 4 * features, gelu, make), Dropout(), make.linear(4 * features, features)])
 
     def __call__(self, hidden: Tokens) -> Tokens:
         """[B T D] -> [B T D]."""
@@ -80,6 +81,7 @@ class BasicTransformerBlock(nnx.Module):
         context_features: int,
         heads: int,
         *,
+        gelu: str,
         train_tokens: int,
         level: int,
         make: Layers,
@@ -90,7 +92,7 @@ class BasicTransformerBlock(nnx.Module):
             features, heads, head_dim, train_tokens=train_tokens, level=level, dtype=make.dtype, rngs=make.rngs
         )
         self.attn2 = CrossAttention(features, context_features, heads, head_dim, make)
-        self.ff = FeedForward(features, make)
+        self.ff = FeedForward(features, gelu, make)
 
     def __call__(self, hidden: Tokens, context: Context, rule: Scaling | None, record: Record | None) -> Tokens:
         """[B T D] -> [B T D]."""
@@ -111,15 +113,19 @@ class Transformer2DModel(nnx.Module):
         *,
         linear: bool,
         groups: int,
+        epsilon: float,
+        gelu: str,
         train_tokens: int,
         level: int,
         make: Layers,
     ):
         self.linear = linear
-        self.norm = make.group_norm(features, groups, 1e-6)
+        self.norm = make.group_norm(features, groups, epsilon)
         self.proj_in = _projection(features, linear, make)
         self.transformer_blocks = nnx.List(
-            BasicTransformerBlock(features, context_features, heads, train_tokens=train_tokens, level=level, make=make)
+            BasicTransformerBlock(
+                features, context_features, heads, gelu=gelu, train_tokens=train_tokens, level=level, make=make
+            )
             for _ in range(blocks)
         )
         self.proj_out = _projection(features, linear, make)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,6 +17,7 @@ from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsampl
 from .time_embedding import TIME_IDS, AddedConditions, Time, TimestepEmbedding, added_embedding, timestep_embedding
 from .transformer import Context, Transformer2DModel
 
+Config = TypeVar("Config", bound="UNet2DConditionConfig")
 _FIXED: Mapping[str, tuple] = {
     "center_input_sample": (False,),
     "only_cross_attention": (False,),
@@ -82,55 +83,60 @@ class UNet2DConditionConfig:
     projection_class_embeddings_input_dim: int | None = None
     """The width of all of `AddedConditions`: P + 6 addition_time_embed_dim."""
 
+    model: ClassVar[str] = "UNet2DConditionModel"
+    inert: ClassVar[frozenset[str]] = _INERT
+    """Fields of config.json that don't change what is computed."""
+    transformer_norm_eps: ClassVar[float] = 1e-6
+    """Of the norm before a transformer. PyTorch's class and Flax's differ here, and no config.json says it."""
+    transformer_gelu: ClassVar[str] = "gelu"
+    """The GELU in a transformer's feed-forward, by its name in transformers; the other difference."""
+
     def __post_init__(self):
         kinds = (("down_block_types", _DOWN), ("up_block_types", _UP))
         for name, known in kinds:
-            for kind in per_level(getattr(self, name), self.levels, name=f"UNet2DConditionModel: {name}"):
+            for kind in per_level(getattr(self, name), self.levels, name=f"{self.model}: {name}"):
                 if kind not in known:
-                    raise UserError(f"UNet2DConditionModel: {name} has {kind!r}: implemented are {', '.join(known)}")
+                    raise UserError(f"{self.model}: {name} has {kind!r}: implemented are {', '.join(known)}")
         if self.mid_block_type not in _MID:
-            raise UserError(f"UNet2DConditionModel: mid_block_type={self.mid_block_type!r}: implemented are {_MID}")
+            raise UserError(f"{self.model}: mid_block_type={self.mid_block_type!r}: implemented are {_MID}")
         for name in ("layers_per_block", "cross_attention_dim"):
             if not isinstance(getattr(self, name), int):
-                raise UserError(
-                    f"UNet2DConditionModel: {name}={getattr(self, name)!r}: only one whole number is implemented"
-                )
+                raise UserError(f"{self.model}: {name}={getattr(self, name)!r}: only one whole number is implemented")
         _ = self.depths  # raises for a wrong count
         for features, heads in zip(self.block_out_channels, self.heads, strict=True):
-            check_heads(features, heads, model="UNet2DConditionModel")
-        check_groups(self.norm_num_groups, self.block_out_channels, model="UNet2DConditionModel")
+            check_heads(features, heads, model=self.model)
+        check_groups(self.norm_num_groups, self.block_out_channels, model=self.model)
         self._check_addition()
 
     def _check_addition(self) -> None:
         if self.addition_embed_type not in _ADDITION:
             raise UserError(
-                f"UNet2DConditionModel: addition_embed_type={self.addition_embed_type!r}: implemented are {_ADDITION}"
+                f"{self.model}: addition_embed_type={self.addition_embed_type!r}: implemented are {_ADDITION}"
             )
         for name in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
             if (getattr(self, name) is None) != (self.addition_embed_type is None):
                 raise UserError(
-                    f"UNet2DConditionModel: {name}={getattr(self, name)!r} does not fit "
+                    f"{self.model}: {name}={getattr(self, name)!r} does not fit "
                     f"addition_embed_type={self.addition_embed_type!r}: text_time needs it, None has no use for it"
                 )
         if self.text_embeds_dim is not None and self.text_embeds_dim < 1:
             raise UserError(
-                f"UNet2DConditionModel: projection_class_embeddings_input_dim="
+                f"{self.model}: projection_class_embeddings_input_dim="
                 f"{self.projection_class_embeddings_input_dim} leaves no room for text beside {TIME_IDS} numbers of "
                 f"addition_time_embed_dim={self.addition_time_embed_dim}"
             )
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "UNet2DConditionConfig":
+    def from_json(cls: type[Config], raw: Mapping[str, Any]) -> Config:
         """From diffusers' config.json. Raises UserError naming every field that is not implemented."""
         if raw.get("sample_size") is None:
-            raise UserError("UNet2DConditionModel: sample_size is missing: the training size can't be known without it")
+            raise UserError(f"{cls.model}: sample_size is missing: the training size can't be known without it")
         depths = raw.get("transformer_layers_per_block", 1)
         if isinstance(depths, list) and not all(isinstance(depth, int) for depth in depths):
             raise UserError(
-                f"UNet2DConditionModel: transformer_layers_per_block={depths!r}: implemented is one whole number, or "
-                "one a level"
+                f"{cls.model}: transformer_layers_per_block={depths!r}: implemented is one whole number, or one a level"
             )
-        return read_config(cls, raw, model="UNet2DConditionModel", fixed=_FIXED, inert=_INERT)
+        return read_config(cls, raw, model=cls.model, fixed=_FIXED, inert=cls.inert)
 
     @property
     def levels(self) -> int:
@@ -141,12 +147,12 @@ class UNet2DConditionConfig:
     def heads(self) -> tuple[int, ...]:
         """Attention heads of each level."""
         heads = self.num_attention_heads if self.num_attention_heads is not None else self.attention_head_dim
-        return per_level(heads, self.levels, name="UNet2DConditionModel: attention_head_dim")
+        return per_level(heads, self.levels, name=f"{self.model}: attention_head_dim")
 
     @property
     def depths(self) -> tuple[int, ...]:
         """Transformer blocks of each attention of a level."""
-        name = "UNet2DConditionModel: transformer_layers_per_block"
+        name = f"{self.model}: transformer_layers_per_block"
         return per_level(self.transformer_layers_per_block, self.levels, name=name)
 
     @property
@@ -354,6 +360,8 @@ def _transformer(config: UNet2DConditionConfig, level: int, make: Layers) -> Tra
         config.depths[level],
         linear=config.use_linear_projection,
         groups=config.norm_num_groups,
+        epsilon=config.transformer_norm_eps,
+        gelu=config.transformer_gelu,
         train_tokens=config.train_tokens[level],
         level=level,
         make=make,

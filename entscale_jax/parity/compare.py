@@ -18,7 +18,8 @@ from ..models import AddedConditions
 from ..models.time_embedding import timestep_embedding
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
-from ..weights.folder import describe
+from ..weights.files import Format
+from ..weights.folder import ModelInfo, describe
 from . import reference
 from .bounds import BOUNDS, CONTROL, CONTROL_DDIM, CONTROL_MULTIPLIER, IMAGE_QUANTILE
 from .reference import DiffusersFolder, Drawing, Reference
@@ -152,7 +153,7 @@ class Pair:
             model, dtype=jnp.dtype(self.dtype), train_size=train_size, allow_pickle=allow_pickle
         )
         self.info = self.pipe.info
-        _ = self.info.weight_files("unet")  # raises for a converted model, which PyTorch can't open
+        _check_torch_opens(self.info)
         grid = None if train_size is None else Bucket(*train_size).latent(self.info.latent_factor)
         opened = REFERENCES[self.info.family.pipeline]
         self.reference: DiffusersFolder = opened(self.info.folder, float64=float64, train_grid=grid)
@@ -312,3 +313,10 @@ def call(
 
     inputs = jax.tree.map(jnp.asarray, (arrays, dict(traced or {})))
     return jax.tree.map(np.asarray, jax.jit(call)(weights, *inputs))
+
+
+def _check_torch_opens(info: ModelInfo) -> None:
+    """Raises UserError for a converted model, and for one whose weights are Flax's."""
+    formats = {part: info.weight_files(part).format for part in info.family.parts}
+    if Format.MSGPACK in formats.values():
+        raise UserError(f"model {info.name!r} has weights in Flax's msgpack, which PyTorch can't open to compare with")

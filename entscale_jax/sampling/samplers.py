@@ -25,10 +25,11 @@ _OWN = {"pndm": {"skip_prk_steps": True}}
 
 def read_sampler(raw: Mapping[str, Any]) -> Sampler:
     """The sampler of a scheduler_config.json. Raises UserError for a class or a value that is not implemented."""
-    kind = raw.get("_class_name")
-    if not isinstance(kind, str) or kind not in DIFFUSERS_NAMES:
+    name = _name(raw)
+    if name is None:
+        kind = raw.get("_class_name")
         raise UserError(f"scheduler {kind} is not implemented: give one of {', '.join(SAMPLERS)} as the sampler")
-    return SAMPLERS[DIFFUSERS_NAMES[kind]].from_json(raw)
+    return SAMPLERS[name].from_json(raw)
 
 
 def choose_sampler(raw: Mapping[str, Any], choice: str | Mapping[str, Any] | None) -> Sampler:
@@ -41,7 +42,7 @@ def choose_sampler(raw: Mapping[str, Any], choice: str | Mapping[str, Any] | Non
     if choice is None:
         return read_sampler(raw)
     changes = {"name": choice} if isinstance(choice, str) else dict(choice)
-    name = changes.pop("name", DIFFUSERS_NAMES.get(str(raw.get("_class_name"))))
+    name = changes.pop("name", _name(raw))
     if not isinstance(name, str) or name not in SAMPLERS:
         raise UserError(f"sampler {name!r} is none: use {', '.join(SAMPLERS)}")
     kind = SAMPLERS[name]
@@ -50,3 +51,9 @@ def choose_sampler(raw: Mapping[str, Any], choice: str | Mapping[str, Any] | Non
         if field not in known:
             raise UserError(f"sampler {name} has no option {field!r}: it has {', '.join(sorted(known))}")
     return kind.from_json({**raw, **_OWN.get(name, {}), **kind.checked(changes, f"sampler {name}")})
+
+
+def _name(raw: Mapping[str, Any]) -> str | None:
+    # A class of Flax's is taken for PyTorch's of that name, which steps alike where Flax's has no fault of its own.
+    kind = raw.get("_class_name")
+    return DIFFUSERS_NAMES.get(kind.removeprefix("Flax")) if isinstance(kind, str) else None

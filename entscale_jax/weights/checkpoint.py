@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ..errors import UserError
 from .dtypes import read_dtype
+from .layout import canonical_name, torch_name
 from .placement import Placement, sharding_of
-from .torch_format import canonical_name, torch_name
 
 Tree = dict[tuple[str, ...], Any]
 """Path -> leaf; an index into a list is its digits."""

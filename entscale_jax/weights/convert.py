@@ -13,12 +13,13 @@ import numpy as np
 from ..environment import versions
 from ..errors import UserError
 from .checkpoint import read_checkpoint, write_checkpoint
-from .files import WeightFiles
+from .files import Format, WeightFiles
 from .folder import ModelInfo, describe
 from .hub import LEFT_OUT
+from .layout import canonical_name, to_torch, torch_name
 from .manifest import CHECKPOINT, FILE, UNREAD, Manifest, SourceFile, SourcePart, lengths, read_manifest, sha256
 from .safetensors_file import Header, file_blocks, header_for, open_safetensors, read_header
-from .torch_format import Match, canonical_name, match_parameters, to_torch, torch_name
+from .torch_format import Match, match_parameters
 
 _PACKAGES = ("entscale-jax", "jax", "flax", "orbax-checkpoint", "numpy", "safetensors")
 _INDEX = "model_index.json"
@@ -61,14 +62,17 @@ def convert(model: str | Path, out: Path, **options: Any) -> None:
 def export(checkpoint: str | Path, out: Path) -> None:
     """Writes the diffusers folder that `convert` made the checkpoint of, with the same tensors bit for bit.
 
-    Weights that were safetensors are the same files; those of PyTorch's `.bin` become safetensors.
+    Weights that were safetensors are the same files; those of PyTorch's `.bin`, and Flax's msgpack, become safetensors.
 
-    Raises UserError where the checkpoint is none, where it can't be read or gives other bits, and where `out` exists.
+    Raises UserError where the checkpoint is none, where it is of a Flax pipeline, where it can't be read or gives other
+    bits, and where `out` exists.
     """
     folder = Path(checkpoint)
     manifest = read_manifest(folder)
     if manifest is None:
         raise UserError(f"{folder} holds no {FILE}: give a folder that `entscale convert` wrote")
+    if not all(source.files for source in manifest.parts.values()):
+        raise UserError(f"{folder} is of a Flax pipeline, whose msgpack is not written: keep {manifest.source!r}")
     with _new_folder(Path(out), outside=folder) as new:
         for name in manifest.copied:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,9 @@ def _convert_part(info: ModelInfo, part: str, new: Path) -> SourcePart:
 
 
 def _source_files(info: ModelInfo, part: str, files: WeightFiles, match: Match) -> Iterator[SourceFile]:
-    if not files.pickled:
+    if info.flax:
+        return
+    if files.format is Format.SAFETENSORS:
         for file in files.files:
             yield SourceFile(name=file.name, header=read_header(file).text, sha256=sha256(_blocks_of(file)))
         return
@@ -100,7 +106,11 @@ def _source_files(info: ModelInfo, part: str, files: WeightFiles, match: Match) 
 
 def _index(files: WeightFiles) -> dict[str, str]:
     # Tensors of `.bin` shards come back in one file, which needs no index.
-    return {} if files.index is None or files.pickled else {files.index.name: files.index.read_text()}
+    return (
+        {}
+        if files.index is None or files.format is not Format.SAFETENSORS
+        else {files.index.name: files.index.read_text()}
+    )
 
 
 def _export_part(folder: Path, source: SourcePart, new: Path) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import UserError
@@ -13,6 +13,8 @@ from ..models import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTextProjectionConfig,
+    FlaxAutoencoderKLConfig,
+    FlaxUNet2DConditionConfig,
     LatentDiffusionText,
     LDMBertConfig,
     LDMBertModel,
@@ -41,7 +43,9 @@ class Kind:
     module: Callable[..., Any]
     """Of the config, with `rngs` and `dtype`."""
     weights: str
-    """The stem of its weights' file."""
+    """The stem of its weights' file, as PyTorch's classes write it."""
+    flax: bool = False
+    """Whether the class is Flax's, whose weights are msgpack."""
 
 
 KINDS = {
@@ -51,6 +55,9 @@ KINDS = {
     "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, TRANSFORMERS),
     "CLIPTextModelWithProjection": Kind(CLIPTextProjectionConfig.from_json, CLIPTextModelWithProjection, TRANSFORMERS),
     "LDMBertModel": Kind(LDMBertConfig.from_json, LDMBertModel, TRANSFORMERS),
+    "FlaxUNet2DConditionModel": Kind(FlaxUNet2DConditionConfig.from_json, UNet2DConditionModel, DIFFUSERS, flax=True),
+    "FlaxAutoencoderKL": Kind(FlaxAutoencoderKLConfig.from_json, AutoencoderKL, DIFFUSERS, flax=True),
+    "FlaxCLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, TRANSFORMERS, flax=True),
 }
 _TOKENIZERS = {kind: (kind.value, f"{kind.value}Fast") for kind in TokenizerKind}
 
@@ -161,7 +168,20 @@ STABLE_DIFFUSION_XL = Family(
     text=StableDiffusionXLText,
     float32_decoding=True,
 )
-FAMILIES = {family.pipeline: family for family in (STABLE_DIFFUSION, LATENT_DIFFUSION, STABLE_DIFFUSION_XL)}
+FLAX_STABLE_DIFFUSION = replace(
+    STABLE_DIFFUSION,
+    name="Stable Diffusion (Flax)",
+    pipeline="FlaxStableDiffusionPipeline",
+    classes={
+        "unet": ("FlaxUNet2DConditionModel",),
+        "vae": ("FlaxAutoencoderKL",),
+        "text_encoder": ("FlaxCLIPTextModel",),
+        "tokenizer": _TOKENIZERS[TokenizerKind.CLIP],
+    },
+    scheduler={},
+)
+_ALL = (STABLE_DIFFUSION, LATENT_DIFFUSION, STABLE_DIFFUSION_XL, FLAX_STABLE_DIFFUSION)
+FAMILIES = {family.pipeline: family for family in _ALL}
 
 
 def family_of(model: str, index: Mapping[str, Any]) -> Family:

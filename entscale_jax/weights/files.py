@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,23 @@ from ..errors import UserError
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """The stem of the files that each library writes."""
-_PICKLE_STEM = {DIFFUSERS: DIFFUSERS, TRANSFORMERS: "pytorch_model"}
+
+
+class Format(StrEnum):
+    """Of weights, by the suffix of their files; the first of these that is there is taken."""
+
+    SAFETENSORS = "safetensors"
+    MSGPACK = "msgpack"
+    """Flax's."""
+    PICKLE = "bin"
+    """PyTorch's."""
+
+
+_STEMS = {
+    Format.SAFETENSORS: {DIFFUSERS: DIFFUSERS, TRANSFORMERS: TRANSFORMERS},
+    Format.MSGPACK: {DIFFUSERS: "diffusion_flax_model", TRANSFORMERS: "flax_model"},
+    Format.PICKLE: {DIFFUSERS: DIFFUSERS, TRANSFORMERS: "pytorch_model"},
+}
 
 
 @dataclass(frozen=True)
@@ -23,8 +40,7 @@ class WeightFiles:
     index: Path | None = None
     shards: Mapping[str, Path] = field(default_factory=dict)
     """Key -> the shard that the index names; empty without an index."""
-    pickled: bool = False
-    """Whether they are PyTorch's pickles and not safetensors."""
+    format: Format = Format.SAFETENSORS
 
     @property
     def all(self) -> tuple[Path, ...]:
@@ -32,63 +48,84 @@ class WeightFiles:
         return self.files if self.index is None else (self.index, *self.files)
 
 
-def find_weights(folder: Path, stem: str, *, variant: str | None = None, allow_pickle: bool = False) -> WeightFiles:
+def find_weights(
+    folder: Path, stem: str, *, variant: str | None = None, allow_pickle: bool = False, flax: bool = False
+) -> WeightFiles:
     """The files in a part's folder.
 
     Args:
         folder: of the part, such as `unet`.
         stem: `DIFFUSERS` or `TRANSFORMERS`.
         variant: the word in the files' names, such as `fp16`; None is the files without one.
-        allow_pickle: takes PyTorch's `.bin` where there are no safetensors.
+        allow_pickle: takes PyTorch's `.bin` where there are neither safetensors nor Flax's msgpack.
+        flax: takes Flax's msgpack alone, as Flax's classes do.
 
     Raises UserError where the weights are missing, of other variants only, pickles only, or their index is broken.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file: the weights of a part are in a folder of that name")
     names = {file.name for file in folder.glob("*") if file.is_file()}
-    name = choose_file(names, stem, variant=variant, allow_pickle=allow_pickle, folder=str(folder))
-    pickled = ".safetensors" not in name
+    name = choose_file(names, stem, variant=variant, allow_pickle=allow_pickle, flax=flax, folder=str(folder))
+    format = next(each for each in Format if f".{each}" in name)
     if not name.endswith(".json"):
-        return WeightFiles((folder / name,), pickled=pickled)
+        return WeightFiles((folder / name,), format=format)
     shards = {key: folder / shard for key, shard in read_index(folder / name).items()}
     files = tuple(dict.fromkeys(shards.values()))
     for file in files:
         if not file.is_file():
             raise UserError(f"{folder / name} names the shard {file.name}, which is not in {folder}: fetch it again")
-    return WeightFiles(files, folder / name, shards, pickled)
+    return WeightFiles(files, folder / name, shards, format)
 
 
-def choose_file(names: Iterable[str], stem: str, *, variant: str | None, allow_pickle: bool, folder: str) -> str:
+def choose_file(
+    names: Iterable[str], stem: str, *, variant: str | None, allow_pickle: bool, flax: bool = False, folder: str
+) -> str:
     """Of the file names of a part's folder the one to start from: the weights, or the index of their shards.
 
     Raises UserError, which names `folder`, where there is none that may be read.
     """
     names = set(names)
-    safe, pickles = _spellings(stem, variant, "safetensors"), _spellings(_PICKLE_STEM[stem], variant, "bin")
-    found = [name for name in safe + (pickles if allow_pickle else []) if name in names]
+    spelt = {format: _spellings(stem, variant, format) for format in Format}
+    refused = set() if allow_pickle else {Format.PICKLE}
+    allowed = [Format.MSGPACK] if flax else [format for format in Format if format not in refused]
+    found = [name for format in allowed for name in spelt[format] if name in names]
     if found:
         return found[0]
-    if held := [name for name in pickles if name in names]:
+    if not flax and (held := [name for name in spelt[Format.PICKLE] if name in names]):
         raise UserError(
             f"{folder} holds its weights only as {held[0]}, a pickle, and a pickle can run any code when it is opened: "
             "allow_pickle=True reads it all the same, with PyTorch and tensors only"
         )
-    if there := variants(names, stem):
-        listed = ", ".join(repr(each) if each else "None (names without a variant)" for each in there)
-        raise UserError(f"{folder} has no weights of variant={variant!r}: there is {listed}")
-    if any(re.match(rf"{stem}-\d+-of-\d+\.", name) for name in names):
-        raise UserError(f"{folder}/{safe[1]} is missing: it says which shard holds which tensor")
+    _explain_absence(names, stem, variant, folder, flax)
+    safe, msgpack = spelt[Format.SAFETENSORS], spelt[Format.MSGPACK][0]
+    if flax:
+        raise UserError(f"{folder}/{msgpack} is missing, where a Flax model has its weights: fetch the model again")
     raise UserError(f"{folder}/{safe[0]} is missing, and so is {safe[1]}: fetch the model again")
 
 
-def variants(names: Iterable[str], stem: str) -> list[str]:
-    """The variants of a part's weights in any format, "" for files without one."""
-    any_stem = "|".join(dict.fromkeys([stem, _PICKLE_STEM[stem]]))
-    one = r"(?:\.(?P<variant>(?![^.]*-\d+-of-)[^.]+))?\.(?:safetensors|bin)"
-    index = r"\.(?:safetensors|bin)\.index(?:\.(?P<of_index>[^.]+))?\.json"
-    found = (re.fullmatch(rf"(?:{any_stem})(?:{index}|{one})", name) for name in names)
-    # The shards of a variant are spelt fp16-00001-of-00002.
-    return sorted({match["variant"] or match["of_index"] or "" for match in found if match})
+def _explain_absence(names: set[str], stem: str, variant: str | None, folder: str, flax: bool) -> None:
+    """Raises UserError where weights are there that are not those asked for, or not all of them."""
+    index = f"{_STEMS[Format.MSGPACK][stem]}.{Format.MSGPACK}.index.json"
+    if variant is None and index in names:
+        raise UserError(f"{folder}/{index} lists shards, which are read of safetensors and .bin: save it as one file")
+    if there := variants(names, stem, [Format.MSGPACK] if flax else Format):
+        listed = ", ".join(repr(each) if each else "None (names without a variant)" for each in there)
+        raise UserError(f"{folder} has no weights of variant={variant!r}: there is {listed}")
+    if not flax and any(re.match(rf"{stem}-\d+-of-\d+\.", name) for name in names):
+        missing = _spellings(stem, variant, Format.SAFETENSORS)[1]
+        raise UserError(f"{folder}/{missing} is missing: it says which shard holds which tensor")
+
+
+def variants(names: Iterable[str], stem: str, formats: Iterable[Format] = Format) -> list[str]:
+    """The variants of a part's weights in any of the formats, "" for files without one."""
+    names, found = list(names), set()
+    for format in formats:
+        # The shards of a variant are spelt fp16-00001-of-00002.
+        one = rf"(?:\.(?P<variant>(?![^.]*-\d+-of-)[^.]+))?\.{format}"
+        index = rf"\.{format}\.index(?:\.(?P<of_index>[^.]+))?\.json"
+        matches = (re.fullmatch(rf"{_STEMS[format][stem]}(?:{index}|{one})", name) for name in names)
+        found |= {match["variant"] or match["of_index"] or "" for match in matches if match}
+    return sorted(found)
 
 
 def read_index(file: Path) -> dict[str, str]:
@@ -124,6 +161,7 @@ def _is_plain(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\")
 
 
-def _spellings(stem: str, variant: str | None, suffix: str) -> list[str]:
-    word = "" if variant is None else f".{variant}"
-    return [f"{stem}{word}.{suffix}", f"{stem}.{suffix}.index{word}.json"]
+def _spellings(stem: str, variant: str | None, format: Format) -> list[str]:
+    name, word = _STEMS[format][stem], "" if variant is None else f".{variant}"
+    one, index = f"{name}{word}.{format}", f"{name}.{format}.index{word}.json"
+    return [one] if format is Format.MSGPACK else [one, index]

@@ -121,6 +121,11 @@ class ModelInfo:
         return tuple(scaling.multiplier_at(level, now, then) for level, (now, then) in counts)
 
     @property
+    def flax(self) -> bool:
+        """Whether the pipeline is of Flax's classes, which PyTorch can't open."""
+        return any(KINDS[self.kinds[part]].flax for part in self.family.parts)
+
+    @property
     def takes_sizes(self) -> bool:
         """Whether the UNet is told sizes in pixels, as SDXL's is."""
         return self.unet.text_embeds_dim is not None
@@ -160,8 +165,9 @@ class ModelInfo:
         """The files of a part's weights. Raises UserError where they are missing or may not be read."""
         if self.manifest is not None:
             raise UserError(f"model {self.name!r} is a converted one: `entscale export` makes a diffusers folder of it")
-        stem = self.weights_stem(part)
-        return find_weights(self.folder / part, stem, variant=self.variant, allow_pickle=self.allow_pickle)
+        kind = KINDS[self.kinds[part]]
+        options = {"variant": self.variant, "allow_pickle": self.allow_pickle, "flax": kind.flax}
+        return find_weights(self.folder / part, kind.weights, **options)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -203,7 +209,7 @@ def describe(
         revision: of a hub id: a branch, a tag or a commit.
         token: of an account that may read it.
         variant: of the weights, such as `fp16`.
-        allow_pickle: lets weights be read from PyTorch's `.bin` where there are no safetensors.
+        allow_pickle: lets weights be read from PyTorch's `.bin` where there are neither safetensors nor msgpack.
         weights: False fetches none of a hub id's, which then can't be loaded.
 
     Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
@@ -264,11 +270,11 @@ def _check_parts(info: ModelInfo) -> None:
 def _read_config(model: str, file: Path, kind: str) -> Mapping[str, Any]:
     """A part's config.json, which must be of the class that model_index.json names.
 
-    diffusers writes `_class_name`, transformers a list.
+    diffusers writes `_class_name`, transformers a list. Of a Flax class either may name PyTorch's.
     """
     config = _read_json(file, model)
     named = config.get("_class_name") or config.get("architectures") or kind
-    if kind not in (named if isinstance(named, list) else [named]):
+    if not {kind, kind.removeprefix("Flax")} & set(map(str, named if isinstance(named, list) else [named])):
         raise UserError(f"model {model!r}: {file} is of {named}, and model_index.json says {kind}")
     return config
 

@@ -34,14 +34,15 @@ def find_folder(
     """The folder of a model, fetched into the cache of huggingface_hub where it is a hub id.
 
     Of a repository come model_index.json and, for each component that it lists, configs, tokenizer files and one
-    format of weights. `HF_HUB_OFFLINE=1`, or no network, takes what the cache holds.
+    format of weights: Flax's msgpack for a class of Flax's, or where there are no safetensors. `HF_HUB_OFFLINE=1`, or
+    no network, takes what the cache holds.
 
     Args:
         model: a folder, or a hub id such as `org/name`.
         revision: a branch, a tag or a commit of the repository; its main branch if None.
         token: of an account that may read it; that of `hf auth login` if None.
         variant: of the weights, such as `fp16`.
-        allow_pickle: fetches `.bin` where a component has no safetensors.
+        allow_pickle: fetches `.bin` where a component has neither safetensors nor Flax's msgpack.
         weights: False fetches configs and tokenizers alone.
 
     Raises UserError, one line that says what to do, where there is no such folder or repository.
@@ -75,13 +76,13 @@ class _Repository:
         self._revision = index.parent.name
         names = self._names(index.parent)
         needed = [_INDEX]
-        for component in _components(index):
+        for component, kind in _components(index).items():
             inside = {name.partition("/")[2] for name in names if name.startswith(f"{component}/")}
             if not inside:
                 raise UserError(f"model {self._model!r}: {_INDEX} lists {component}, of which no file is {self._place}")
             chosen = [name for name in inside if name.endswith(_SMALL) and ".index." not in name]
             if weights:
-                chosen += self._weights(component, inside, variant, allow_pickle)
+                chosen += self._weights(component, inside, variant, allow_pickle, kind.startswith("Flax"))
             needed += [f"{component}/{name}" for name in sorted(chosen)]
         missing = [name for name in needed if not (index.parent / name).is_file()]
         if missing:
@@ -90,11 +91,14 @@ class _Repository:
             )
         return index.parent
 
-    def _weights(self, component: str, names: set[str], variant: str | None, allow_pickle: bool) -> Iterator[str]:
+    def _weights(
+        self, component: str, names: set[str], variant: str | None, allow_pickle: bool, flax: bool
+    ) -> Iterator[str]:
         for stem in (DIFFUSERS, TRANSFORMERS):
             if variants(names, stem):
                 where = f"model {self._model!r}: {component}"
-                chosen = choose_file(names, stem, variant=variant, allow_pickle=allow_pickle, folder=where)
+                options = {"variant": variant, "allow_pickle": allow_pickle, "flax": flax}
+                chosen = choose_file(names, stem, folder=where, **options)
                 yield chosen
                 if chosen.endswith(".json"):
                     yield from dict.fromkeys(read_index(self._file(f"{component}/{chosen}")).values())
@@ -118,14 +122,15 @@ class _Repository:
             return [file.relative_to(snapshot).as_posix() for file in snapshot.rglob("*") if file.is_file()]
 
 
-def _components(index: Path) -> list[str]:
+def _components(index: Path) -> dict[str, str]:
+    """Name -> class of those whose files are wanted."""
     try:
         entries: Mapping[str, Any] = json.loads(index.read_text())
-        return [
-            name
+        return {
+            name: str(entry[-1])
             for name, entry in entries.items()
             if isinstance(entry, list) and all(entry) and name not in LEFT_OUT and "/" not in name
-        ]
+        }
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{index} can't be read: {error}") from None
 

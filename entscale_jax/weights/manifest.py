@@ -43,6 +43,7 @@ class SourcePart(_Record):
     """The weights of one part."""
 
     files: tuple[SourceFile, ...]
+    """None where the source was a Flax pipeline, which is not written again."""
     index: dict[Name, str] = {}
     """Name and text of the index of the shards, if there is one."""
     checkpoint: dict[Name, int]

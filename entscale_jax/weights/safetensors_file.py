@@ -94,13 +94,16 @@ def file_blocks(header: Header, read: Callable[[str], np.ndarray]) -> Iterator[b
 
 
 def _tensor(file: Path, start: int, key: str, dtype: str, shape: list[int], data_offsets: list[int]) -> StoredTensor:
-    read = partial(_read, file, key, dtype, start + data_offsets[0], tuple(shape))
+    read = partial(read_mapped, file, key, dtype, start + data_offsets[0], tuple(shape))
     return StoredTensor(file, key, dtype, tuple(shape), read)
 
 
-def _read(file: Path, key: str, dtype: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    mapped = np.memmap(file, _dtype(file, key, dtype), "r", offset, shape)
-    return np.require(np.asarray(mapped), requirements="A")
+def read_mapped(file: Path, key: str, dtype: str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of a file from its offset, by safetensors' word for the dtype. Raises UserError for an unknown word.
+
+    It lies as it lies in the file, at an address that need not be a multiple of its width.
+    """
+    return np.asarray(np.memmap(file, _dtype(file, key, dtype), "r", offset, shape))
 
 
 def _dtype(file: Path, key: str, word: str) -> np.dtype:

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..errors import UserError
-from .files import WeightFiles
+from .files import Format, WeightFiles
+from .msgpack_file import open_msgpack
 from .safetensors_file import StoredTensor, open_safetensors
 
 
@@ -22,8 +23,10 @@ def read_stored(files: WeightFiles) -> dict[str, StoredTensor]:
 
 
 def _open(files: WeightFiles, file: Path) -> dict[str, StoredTensor]:
-    if not files.pickled:
+    if files.format is Format.SAFETENSORS:
         return open_safetensors(file)
+    if files.format is Format.MSGPACK:
+        return open_msgpack(file)
     from .pickled import open_pickled
 
     return open_pickled(file)

@@ -1,7 +1,6 @@
 """Parameters of our models <-> safetensors of PyTorch diffusers and transformers: the same names, another layout."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +14,10 @@ from safetensors.numpy import save_file
 from ..errors import UserError
 from .dtypes import read_dtype
 from .files import WeightFiles
+from .layout import Shape, canonical_name, from_torch, in_attention, to_torch, torch_name, torch_shape
 from .placement import Placement, in_threads, put
 from .safetensors_file import FLOATS, StoredTensor
 from .stored import read_stored
-
-Shape = tuple[int, ...]
-
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias", "pos_embed": "pos_embed"}
-_TEXT_PREFIX = "text_model."
-# The dense layers of attention in old autoencoders, which may be stored as 1x1 convolutions too.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_ATTENTION = re.compile(rf"(\.attentions\.\d+)\.({'|'.join([*_OLD_ATTENTION, *_OLD_ATTENTION.values()])})\.")
 
 
 class AbstractRngs(nnx.Rngs):
@@ -63,8 +55,15 @@ def load_parameters(
 
     Raises UserError listing every missing key, unused key and wrong shape at once.
     """
-    dtype = read_dtype(dtype)
     match = match_parameters(build, WeightFiles((files,)) if isinstance(files, Path) else files)
+    return load_match(match, dtype, sharding=sharding)
+
+
+def load_match(
+    match: "Match", dtype: jnp.dtype | type | str = jnp.float32, *, sharding: Placement = None
+) -> nnx.Module:
+    """The module of a match with its tensors; the arguments are those of `load_parameters`."""
+    dtype = read_dtype(dtype)
 
     def place(name: str) -> jax.Array:
         return put(name, match.read(name, dtype), sharding)
@@ -92,20 +91,28 @@ class Match:
         """A parameter's values in our layout, in `dtype`, or as stored if None."""
         path, leaf = self.wanted[name]
         array = self.stored[name].read().reshape(torch_shape(path, leaf.get_value().shape))
-        return from_torch(path, array if dtype is None else array.astype(dtype, copy=False))
+        # Where a cast copies, it aligns; what is copied once more would count in the peak.
+        cast = array if dtype is None else array.astype(dtype, copy=False)
+        return from_torch(path, np.require(cast, requirements="A"))
 
 
 def match_parameters(build: Callable[[], nnx.Module], files: WeightFiles) -> Match:
-    """Which tensor of the files is which parameter, before any is read.
+    """Which tensor of the files is which parameter, before any is read; raises UserError as `match_tensors` does."""
+    return match_tensors(build, read_stored(files), str(files.all[0]))
 
-    Raises UserError listing every missing key, unused key, wrong shape and dtype that is no floating-point one at once.
+
+def match_tensors(build: Callable[[], nnx.Module], tensors: Mapping[str, StoredTensor], where: str) -> Match:
+    """Which tensor is which parameter.
+
+    Raises UserError, which begins with `where`, listing every missing key, unused key, wrong shape and dtype that is no
+    floating-point one at once.
     """
     module = nnx.eval_shape(build)
     unread, (graph, abstract) = _unread(module), nnx.split(module)
     wanted = {canonical_name(torch_name(path)): (path, leaf) for path, leaf in nnx.to_flat_state(abstract)}
-    found = _by_name(read_stored(files))
+    found = _by_name(tensors)
     stored = {name: tensor for name, tensor in found.items() if name not in unread}
-    _check(files, {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}, stored)
+    _check(where, {name: torch_shape(path, leaf.get_value().shape) for name, (path, leaf) in wanted.items()}, stored)
     return Match(graph, wanted, stored, {found[name].key: found[name] for name in unread & found.keys()})
 
 
@@ -116,39 +123,6 @@ def save_parameters(module: nnx.Module, file: Path, *, prefix: str = "") -> None
         array = np.asarray(jax.device_get(leaf.get_value()))
         tensors[prefix + torch_name(path)] = np.ascontiguousarray(to_torch(path, array))
     save_file(tensors, file, metadata={"format": "pt"})
-
-
-def torch_name(path: tuple) -> str:
-    """The PyTorch key of a parameter's path: `("conv_in", "kernel")` -> `conv_in.weight`."""
-    *modules, leaf = path
-    return ".".join([*map(str, modules), _LEAVES[leaf]])
-
-
-def canonical_name(key: str) -> str:
-    """The present spelling of a key: no `text_model.` in front, no historic names of attention."""
-    key = key.removeprefix(_TEXT_PREFIX)
-    return _ATTENTION.sub(lambda found: f"{found[1]}.{_OLD_ATTENTION.get(found[2], found[2])}.", key)
-
-
-def torch_shape(path: tuple, shape: Shape) -> Shape:
-    """The shape that PyTorch gives to our parameter of `shape`: OIHW for HWIO, (out, in) for (in, out)."""
-    if path[-1] != "kernel":
-        return shape
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
-
-
-def from_torch(path: tuple, array: np.ndarray) -> np.ndarray:
-    """Our layout of PyTorch's array."""
-    if path[-1] != "kernel":
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def to_torch(path: tuple, array: np.ndarray) -> np.ndarray:
-    """PyTorch's layout of our array."""
-    if path[-1] != "kernel":
-        return array
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def _unread(module: nnx.Module) -> set[str]:
@@ -169,11 +143,10 @@ def _by_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 def _stored_shape(name: str, shape: Shape) -> Shape:
     # The UNet has 1x1 convolutions of its own, proj_in and proj_out, which stay what they are.
-    dense = _ATTENTION.search(name) is not None
-    return shape[:2] if dense and len(shape) == 4 and shape[2:] == (1, 1) else shape
+    return shape[:2] if in_attention(name) and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
-def _check(files: WeightFiles, wanted: dict[str, Shape], stored: dict[str, StoredTensor]) -> None:
+def _check(where: str, wanted: dict[str, Shape], stored: dict[str, StoredTensor]) -> None:
     faults = [f"missing key {name}" for name in sorted(wanted.keys() - stored.keys())]
     faults += [f"unused key {name}" for name in sorted(stored.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & stored.keys()):
@@ -183,4 +156,4 @@ def _check(files: WeightFiles, wanted: dict[str, Shape], stored: dict[str, Store
         elif stored[name].dtype not in FLOATS:
             faults.append(f"{name} is stored as {stored[name].dtype}: read are {', '.join(FLOATS)}")
     if faults:
-        raise UserError(f"{files.all[0]} does not fit its config.json: {'; '.join(faults)}")
+        raise UserError(f"{where} does not fit its config.json: {'; '.join(faults)}")

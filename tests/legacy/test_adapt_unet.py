@@ -34,6 +34,13 @@ STABLE_DIFFUSION = {
     "attention_head_dim": 4,
     "cross_attention_dim": 20,
 }
+ONE_LEVEL = {
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "block_out_channels": (32,),
+    "attention_head_dim": 2,
+    "mid_block_type": None,
+}
 TEXT_TIME = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 10,
@@ -52,7 +59,7 @@ def unet(**fields):
     """A UNet and its parameters."""
     with their_promotion():
         model = FlaxUNet2DConditionModel(**{**UNET, "transformer_layers_per_block": 1, **fields})
-        return model, random_params(model, np.random.default_rng(0), gain=1.2)
+        return model, random_params(model, np.random.default_rng(0))
 
 
 @cache
@@ -95,7 +102,8 @@ def test_adapted_equals_ours_on_every_path_after_a_warm_jit_of_the_original(kern
         got = flax(adapt(model, rule=rule).model, params, grid)
         assert relative(got, ours(grid, rule)) < BOUND
         assert relative(got, ours(grid, other)) > 100 * BOUND
-    assert np.array_equal(flax(adapt(model, rule="original").model, params, DIVIDES), before)
+        if (rule, grid) == ("original", DIVIDES):
+            assert np.array_equal(got, before)
     assert np.array_equal(flax(model, params, DIVIDES), before)
 
 
@@ -141,11 +149,12 @@ def torch_output(grid, rule, record=False):
 def test_adapted_equals_pytorch_with_the_scale(grid):
     model, params = unet(**STABLE_DIFFUSION)
     expected = torch_output(grid, "entropy")
-    assert relative(flax(adapt(model, torch_numerics=True).model, params, grid), expected) < TORCH_BOUND
-    original = flax(adapt(model, torch_numerics=True, rule="original").model, params, grid)
-    assert relative(original, torch_output(grid, "original")) < TORCH_BOUND
-    assert relative(original, expected) > 100 * TORCH_BOUND
+    assert relative(flax(adapt(model, arithmetic="torch").model, params, grid), expected) < TORCH_BOUND
     if grid == (28, 28):
+        original = flax(adapt(model, arithmetic="torch", rule="original").model, params, grid)
+        assert relative(original, torch_output(grid, "original")) < TORCH_BOUND
+        assert relative(original, expected) > 100 * TORCH_BOUND
+    else:
         assert TORCH_BOUND < relative(flax(adapt(model).model, params, grid), expected) < FLAX_FROM_TORCH
 
 
@@ -221,10 +230,9 @@ def test_attention_with_a_context_is_left_alone():
 
 
 def test_two_rules_in_turn_in_threads_under_vmap_and_pmap_and_one_program_each():
-    model, params = unet(mid_block_type=None)
+    model, params = unet(**ONE_LEVEL)
     layers = adapt(model).report.layers
-    multipliers = levels_by_hand(DIVIDES, (8, 8), 2)
-    scaled = by_weights(params, {layer.path: multipliers[layer.level] for layer in layers})
+    scaled = by_weights(params, dict.fromkeys([layer.path for layer in layers], *levels_by_hand(DIVIDES, (8, 8), 1)))
     wanted = {"entropy": flax(model, scaled, DIVIDES), "original": flax(model, params, DIVIDES)}
     traces = []
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flax.serialization import to_bytes
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from tiny_model import write_tiny_model
@@ -27,6 +28,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
 PICKLE = "unet/diffusion_pytorch_model.bin"
+MSGPACK = "unet/diffusion_flax_model.msgpack"
 WITNESS = "ran"
 
 
@@ -90,6 +92,29 @@ def _malicious_pickle(folder):
     (folder / UNET).unlink()
     content = {"conv_in.bias": _Malicious(folder / WITNESS)}
     (folder / PICKLE).write_bytes(pickle.dumps(content, protocol=2))
+
+
+def _msgpack(content):
+    """The UNet's weights as Flax's msgpack, as far as that goes."""
+
+    def spoil(folder):
+        (folder / UNET).unlink()
+        (folder / MSGPACK).write_bytes(content)
+
+    return spoil
+
+
+def _flax_pipeline(folder):
+    classes = {"unet": "FlaxUNet2DConditionModel", "vae": "FlaxAutoencoderKL"}
+    _edit("model_index.json", _class_name="FlaxStableDiffusionPipeline")(folder)
+    _edit("model_index.json", **{part: ["diffusers", kind] for part, kind in classes.items()})(folder)
+    _edit("model_index.json", text_encoder=["transformers", "FlaxCLIPTextModel"])(folder)
+
+
+def _flax_without_msgpack(folder):
+    _flax_pipeline(folder)
+    _edit("unet/config.json", block_out_channels=[32, 32], norm_num_groups=32)(folder)
+    _edit("vae/config.json", mid_block_add_attention=True)(folder)
 
 
 def _no_tokenizer(folder):
@@ -167,6 +192,21 @@ BAD = {
         _malicious_pickle,
         {"allow_pickle": True},
         r"unet/diffusion_pytorch_model\.bin is refused: its pickle asks for \w+\.system",
+    ),
+    "msgpack that is cut off": (
+        _msgpack(to_bytes({"conv_in": {"bias": np.zeros(16, np.float32)}})[:-10]),
+        {},
+        r"unet/diffusion_flax_model\.msgpack can't be read as Flax's msgpack \(cut off in conv_in/bias\): fetch",
+    ),
+    "a Flax pipeline without msgpack": (
+        _flax_without_msgpack,
+        {},
+        r"unet/diffusion_flax_model\.msgpack is missing, where a Flax model has its weights",
+    ),
+    "groups that Flax's UNet does not have": (
+        _flax_pipeline,
+        {},
+        r"FlaxUNet2DConditionModel: norm_num_groups=8: Flax's class computes with 32",
     ),
     "an unknown scheduler": (
         _edit("scheduler/scheduler_config.json", _class_name="FlowScheduler"),

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from entscale_jax.errors import UserError
-from entscale_jax.weights.files import DIFFUSERS, TRANSFORMERS, find_weights, variants
+from entscale_jax.weights.files import DIFFUSERS, TRANSFORMERS, Format, find_weights, variants
 from entscale_jax.weights.stored import read_stored
 
 SHARDS = ("diffusion_pytorch_model-00001-of-00002.safetensors", "diffusion_pytorch_model-00002-of-00002.safetensors")
@@ -37,6 +37,7 @@ def _sharded(folder, index=INDEX, shards=SHARDS, weight_map=None):
         (DIFFUSERS, "non_ema", True, "diffusion_pytorch_model.non_ema.bin"),
         (TRANSFORMERS, None, True, "model.safetensors"),
         (TRANSFORMERS, "fp16", True, "pytorch_model.fp16.bin"),
+        (TRANSFORMERS, "flax", True, "flax_model.flax.msgpack"),
     ],
 )
 def test_the_file_asked_for_is_taken(tmp_path, stem, variant, allow_pickle, expected):
@@ -49,11 +50,25 @@ def test_the_file_asked_for_is_taken(tmp_path, stem, variant, allow_pickle, expe
         "model.safetensors",
         "pytorch_model.bin",
         "pytorch_model.fp16.bin",
+        "flax_model.msgpack",
+        "flax_model.flax.msgpack",
+        "diffusion_flax_model.msgpack",
         "model.onnx",
     )
     found = find_weights(tmp_path, stem, variant=variant, allow_pickle=allow_pickle)
     assert found.files == found.all == (tmp_path / expected,)
-    assert found.pickled == expected.endswith(".bin")
+    assert expected.endswith(f".{found.format}")
+
+
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_msgpack_goes_before_a_pickle_and_is_all_that_flax_reads(tmp_path, allow_pickle):
+    names = ("diffusion_flax_model.msgpack", "diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors")
+    _touch(tmp_path, *names)
+    found = find_weights(tmp_path, DIFFUSERS, allow_pickle=allow_pickle)
+    assert (found.files, found.format) == ((tmp_path / names[0],), Format.MSGPACK)
+    _touch(tmp_path, "diffusion_pytorch_model.safetensors")
+    assert find_weights(tmp_path, DIFFUSERS, allow_pickle=allow_pickle).format is Format.SAFETENSORS
+    assert find_weights(tmp_path, DIFFUSERS, allow_pickle=allow_pickle, flax=True).format is Format.MSGPACK
 
 
 @pytest.mark.parametrize(

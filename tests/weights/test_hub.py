@@ -42,14 +42,14 @@ NEVER = [
     "safety_checker/model.safetensors",
     "image_encoder/model.safetensors",
     "vae_of_another/config.json",
-    "unet/diffusion_flax_model.msgpack",
     "unet/model.onnx",
-    "text_encoder/flax_model.msgpack",
     "text_encoder/model.onnx",
 ]
 PLAIN = [f"{UNET}.safetensors", f"{TEXT}.safetensors"]
 FP16 = [f"{UNET}.fp16.safetensors", f"{TEXT}.fp16.safetensors"]
 PICKLES = [f"{UNET}.bin", "text_encoder/pytorch_model.bin", f"{UNET}.fp16.bin", "text_encoder/pytorch_model.fp16.bin"]
+MSGPACK = ["unet/diffusion_flax_model.msgpack", "text_encoder/flax_model.msgpack"]
+FLAX = {"text_encoder": ["transformers", "FlaxCLIPTextModel"], "unet": ["diffusers", "FlaxUNet2DConditionModel"]}
 INDEX, SHARDS = f"{UNET}.safetensors.index.json", [f"{UNET}-0000{number}-of-00002.safetensors" for number in (1, 2)]
 
 
@@ -145,6 +145,11 @@ def hub(tmp_path, monkeypatch):
         (PICKLES, {"allow_pickle": True, "variant": "fp16"}, PICKLES[2:]),
         ([INDEX, *SHARDS, PLAIN[1], *PICKLES, *FP16], {}, [INDEX, *SHARDS, PLAIN[1]]),
         ([PICKLES[0], PLAIN[1]], {"allow_pickle": True}, [PICKLES[0], PLAIN[1]]),
+        (PLAIN + FP16 + PICKLES + MSGPACK, {}, PLAIN),
+        (PLAIN + FP16 + PICKLES + MSGPACK, {"variant": "fp16"}, FP16),
+        (PICKLES + MSGPACK, {}, MSGPACK),
+        (PICKLES + MSGPACK, {"allow_pickle": True}, MSGPACK),
+        ([PLAIN[0], MSGPACK[1]], {}, [PLAIN[0], MSGPACK[1]]),
     ],
 )
 def test_only_what_is_needed_is_fetched(hub, held, options, weights):
@@ -154,6 +159,23 @@ def test_only_what_is_needed_is_fetched(hub, held, options, weights):
     fake.fetched.clear()
     find_folder(MODEL, **options)
     assert fake.fetched == []
+
+
+def test_of_a_flax_pipeline_msgpack_alone_is_fetched(hub):
+    fake = hub(PLAIN + FP16 + PICKLES + MSGPACK)
+    index = fake.repository / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **FLAX}))
+    find_folder(MODEL, allow_pickle=True)
+    assert sorted(fake.fetched) == sorted(NEEDED + MSGPACK)
+
+
+def test_a_flax_pipeline_without_msgpack_is_told_before_anything_large(hub):
+    fake = hub(PLAIN + PICKLES)
+    index = fake.repository / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), **FLAX}))
+    with pytest.raises(UserError, match=f"model '{MODEL}': text_encoder/flax_model.msgpack is missing, where a Flax"):
+        find_folder(MODEL, allow_pickle=True)
+    assert fake.fetched == ["model_index.json"]
 
 
 def test_configs_alone(hub):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from flax.serialization import to_bytes
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 
@@ -282,7 +283,7 @@ print(json.dumps({"refused": refused, "equal": equal, "rows": rows, "names": nam
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("suffix", ["safetensors", "bin", "orbax"])
+@pytest.mark.parametrize("suffix", ["safetensors", "msgpack", "bin", "orbax"])
 def test_memory_stays_near_the_weights(tmp_path, dtype, suffix):
     # Large enough that what is not weights hardly counts, and of many sizes, as a model's tensors are.
     shapes = {f"{index}.weight": (64 * (index + 1), 512, 3, 3) for index in range(20)}
@@ -290,6 +291,9 @@ def test_memory_stays_near_the_weights(tmp_path, dtype, suffix):
     if suffix == "orbax":
         kernels = {(*key.split(".")[:1], "kernel"): from_torch(("kernel",), array) for key, array in tensors.items()}
         write_checkpoint(tmp_path / "checkpoint", kernels)
+    elif suffix == "msgpack":
+        kernels = {key.split(".")[0]: {"kernel": from_torch(("kernel",), array)} for key, array in tensors.items()}
+        (tmp_path / "flax_model.msgpack").write_bytes(to_bytes(kernels))
     elif suffix == "bin":
         torch.save({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, tmp_path / "pytorch_model.bin")
     else:
@@ -298,7 +302,7 @@ def test_memory_stays_near_the_weights(tmp_path, dtype, suffix):
     peak = _run(PEAK, tmp_path, dtype, len(shapes))
     # Of a pickle a part of fixed size stays mapped, here as much as all of it; orbax holds what one call reads, which
     # ends with the array that exceeds the limit.
-    beside = {"safetensors": 0, "bin": pickled._REOPEN_BYTES, "orbax": 2 * checkpoint._GROUP_BYTES}
+    beside = {"safetensors": 0, "msgpack": 0, "bin": pickled._REOPEN_BYTES, "orbax": 2 * checkpoint._GROUP_BYTES}
     assert 0.9 * size < peak < 1.3 * size + beside[suffix]
 
 
