@@ -1,4 +1,4 @@
-"""The models of Stable Diffusion, Latent Diffusion and SDXL in NNX, with diffusers' module names and channels last."""
+"""Stable Diffusion, Latent Diffusion, SDXL and SD3's transformer in NNX: diffusers' module names, channels last."""
 
 from .autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from .clip_text import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTextProjectionConfig
@@ -11,6 +11,7 @@ from .conditioning import (
     TextStates,
 )
 from .ldm_bert import LDMBertConfig, LDMBertModel
+from .sd3_transformer import SD3Transformer2DModel, SD3TransformerConfig
 from .time_embedding import AddedConditions
 from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from .vq_model import VQModel, VQModelConfig
@@ -27,6 +28,8 @@ __all__ = [
     "LDMBertConfig",
     "LDMBertModel",
     "LatentDiffusionText",
+    "SD3Transformer2DModel",
+    "SD3TransformerConfig",
     "StableDiffusionText",
     "StableDiffusionXLText",
     "TextEncoders",

@@ -8,7 +8,7 @@ from ..errors import UserError
 from ..field_types import check_types
 
 Config = TypeVar("Config")
-_MAY_BE_ZERO = frozenset({"freq_shift", "eos_token_id"})
+_MAY_BE_ZERO = frozenset({"freq_shift", "eos_token_id", "dual_attention_layers"})
 
 
 def read_config(

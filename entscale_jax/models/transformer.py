@@ -50,6 +50,17 @@ class GEGLU(nnx.Module):
         return value * activation("gelu")(gate)
 
 
+class GELU(nnx.Module):
+    """`gelu(x W)`, by its tanh approximation."""
+
+    def __init__(self, features: int, inner: int, make: Layers):
+        self.proj = make.linear(features, inner)
+
+    def __call__(self, hidden: Tokens) -> Float[Array, "B T inner"]:
+        """[B T D] -> [B T inner]."""
+        return nnx.gelu(self.proj(hidden), approximate=True)
+
+
 class Dropout(nnx.Module):
     """Keeps diffusers' numbering of a list in which it stands; it does nothing, as in evaluation mode."""
 
@@ -59,10 +70,10 @@ class Dropout(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """GEGLU of four times the width, and back."""
+    """A gate or activation of four times the width, and back."""
 
-    def __init__(self, features: int, make: Layers):
-        self.net = nnx.List([GEGLU(features, 4 * features, make), Dropout(), make.linear(4 * features, features)])
+    def __init__(self, features: int, make: Layers, first: type[GEGLU] | type[GELU] = GEGLU):
+        self.net = nnx.List([first(features, 4 * features, make), Dropout(), make.linear(4 * features, features)])
 
     def __call__(self, hidden: Tokens) -> Tokens:
         """[B T D] -> [B T D]."""

@@ -16,6 +16,8 @@ from ..models import (
     LatentDiffusionText,
     LDMBertConfig,
     LDMBertModel,
+    SD3Transformer2DModel,
+    SD3TransformerConfig,
     StableDiffusionText,
     StableDiffusionXLText,
     TextEncoders,
@@ -51,6 +53,7 @@ KINDS = {
     "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, TRANSFORMERS),
     "CLIPTextModelWithProjection": Kind(CLIPTextProjectionConfig.from_json, CLIPTextModelWithProjection, TRANSFORMERS),
     "LDMBertModel": Kind(LDMBertConfig.from_json, LDMBertModel, TRANSFORMERS),
+    "SD3Transformer2DModel": Kind(SD3TransformerConfig.from_json, SD3Transformer2DModel, DIFFUSERS),
 }
 _TOKENIZERS = {kind: (kind.value, f"{kind.value}Fast") for kind in TokenizerKind}
 

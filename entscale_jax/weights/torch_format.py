@@ -21,7 +21,7 @@ from .stored import read_stored
 
 Shape = tuple[int, ...]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias", "pos_embed": "pos_embed"}
 _TEXT_PREFIX = "text_model."
 # The dense layers of attention in old autoencoders, which may be stored as 1x1 convolutions too.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -110,9 +110,9 @@ def match_parameters(build: Callable[[], nnx.Module], files: WeightFiles) -> Mat
 
 
 def save_parameters(module: nnx.Module, file: Path, *, prefix: str = "") -> None:
-    """Writes the module's parameters as PyTorch would have, each name after `prefix`."""
+    """Writes the module's parameters and buffers as PyTorch would have, each name after `prefix`."""
     tensors = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+    for path, leaf in nnx.to_flat_state(nnx.state(module)):
         array = np.asarray(jax.device_get(leaf.get_value()))
         tensors[prefix + torch_name(path)] = np.ascontiguousarray(to_torch(path, array))
     save_file(tensors, file, metadata={"format": "pt"})
