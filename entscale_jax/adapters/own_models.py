@@ -1,6 +1,6 @@
 """Models of this package, adapted through the same call as everyone's."""
 
-import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,27 +29,26 @@ def adapt_own(model: UNet2DConditionModel | SD3Transformer2DModel, options: Opti
 def _adapt(model: Any, options: Options, *, factor: int, owner: str) -> Adapted:
     """`factor` is what sizes have to a cell of the model's input."""
     options.refuse(owner, *_KNOWN)
-    config, grids = model.config, Grids(model.config.levels, factor, "cells" if factor == 1 else "pixels")
-    options.scaling.check_levels(config.levels)
+    config, levels = model.config, getattr(model.config, "levels", 1)
+    grids = Grids(levels, factor, "cells" if factor == 1 else "pixels")
+    options.scaling.check_levels(levels)
     if options.train_size is not None:
         config = replace(config, sample_size=grids.grid(*options.train_size))
     copy: Any = structural_copy(model)
     copy.config = config
-    adapted = copy.attention_layers()
+    adapted, tokens = copy.attention_layers(), _tokens(copy, grids)
+    height, width = (side * factor for side in config.train_grid)
     for layer in adapted.values():
-        layer.rule, layer.train_tokens = options.scaling, config.train_tokens[layer.level]
+        layer.rule, layer.train_tokens = options.scaling, tokens(height, width)[layer.level]
     layers = tuple(_layer(path, layer) for path, layer in adapted.items())
     left = tuple(path for path in attention_layers(submodules(copy)) if path not in adapted)
-    height, width = (side * factor for side in config.train_grid)
-    return Adapted(
-        copy, Report(owner, options.scaling, layers, left, (height, width), grids.unit, _tokens(model, grids))
-    )
+    return Adapted(copy, Report(owner, options.scaling, layers, left, (height, width), grids.unit, tokens))
 
 
-def _tokens(model: Any, grids: Grids) -> Any:
+def _tokens(model: Any, grids: Grids) -> Callable[[int, int], tuple[int, ...]]:
     """From a size to N of each level."""
     if isinstance(model, SD3Transformer2DModel):
-        return lambda height, width: (math.prod(model.config.patches(grids.grid(height, width))),)
+        return lambda height, width: (model.config.tokens((height, width)),)
     return grids.tokens
 
 

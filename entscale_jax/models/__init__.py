@@ -1,4 +1,4 @@
-"""The models of Stable Diffusion, Latent Diffusion, SDXL and SD3 in NNX: diffusers' module names, channels last."""
+"""Stable Diffusion, Latent Diffusion, SDXL and SD3's transformer in NNX: diffusers' module names, channels last."""
 
 from .autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from .clip_text import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTextProjectionConfig
@@ -12,8 +12,7 @@ from .conditioning import (
 )
 from .flax_configs import FlaxAutoencoderKLConfig, FlaxUNet2DConditionConfig
 from .ldm_bert import LDMBertConfig, LDMBertModel
-from .sd3_config import SD3TransformerConfig
-from .sd3_transformer import SD3Transformer2DModel
+from .sd3_transformer import SD3Transformer2DModel, SD3TransformerConfig
 from .time_embedding import AddedConditions
 from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from .vq_model import VQModel, VQModelConfig

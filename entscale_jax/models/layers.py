@@ -47,6 +47,10 @@ class Layers:
         """Layer normalisation over channels."""
         return LayerNorm(features, epsilon=epsilon, dtype=self.dtype, param_dtype=self.dtype, rngs=self.rngs)
 
+    def rms_norm(self, features: int, epsilon: float = 1e-6) -> "RMSNorm":
+        """Division by the root of the mean square over channels."""
+        return RMSNorm(features, epsilon=epsilon, dtype=self.dtype, param_dtype=self.dtype, rngs=self.rngs)
+
     def embed(self, count: int, features: int) -> nnx.Embed:
         """A table of embeddings."""
         return nnx.Embed(count, features, dtype=self.dtype, param_dtype=self.dtype, rngs=self.rngs)
@@ -75,6 +79,25 @@ class LayerNorm(nnx.LayerNorm):
         wide = hidden.astype(accumulator(hidden.dtype))
         centred = wide - wide.mean(axis=-1, keepdims=True)
         return _scaled(self, centred, (centred**2).mean(axis=-1, keepdims=True)).astype(hidden.dtype)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Flax's, in the order of diffusers: rounded to the input's dtype before its weights multiply."""
+
+    def __call__(self, hidden: Float[Array, "*rows channels"]) -> Float[Array, "*rows channels"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Each row over its channels; statistics in float32 or wider."""
+        assert self.scale is not None
+        wide = hidden.astype(accumulator(hidden.dtype))
+        normed = wide * jax.lax.rsqrt((wide**2).mean(axis=-1, keepdims=True) + self.epsilon)
+        return normed.astype(hidden.dtype) * self.scale[...].reshape((1,) * (hidden.ndim - 1) + (-1,))
+
+
+def standardised(hidden: Float[Array, "*rows channels"], epsilon: float = 1e-6) -> Float[Array, "*rows channels"]:
+    """Layer normalisation without weights; statistics in float32 or wider."""
+    wide = hidden.astype(accumulator(hidden.dtype))
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(hidden.dtype)
 
 
 def _scaled(norm: nnx.GroupNorm | nnx.LayerNorm, centred: Array, variance: Array) -> Array:

@@ -51,6 +51,17 @@ class GEGLU(nnx.Module):
         return value * activation(self.gelu)(gate)
 
 
+class GELU(nnx.Module):
+    """`gelu(x W)`, by its tanh approximation."""
+
+    def __init__(self, features: int, inner: int, make: Layers):
+        self.proj = make.linear(features, inner)
+
+    def __call__(self, hidden: Tokens) -> Float[Array, "B T inner"]:
+        """[B T D] -> [B T inner]."""
+        return nnx.gelu(self.proj(hidden), approximate=True)
+
+
 class Dropout(nnx.Module):
     """Keeps diffusers' numbering of a list in which it stands; it does nothing, as in evaluation mode."""
 
@@ -60,10 +71,10 @@ class Dropout(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """GEGLU of four times the width, and back."""
+    """A gate or activation of four times the width, and back."""
 
-    def __init__(self, features: int, gelu: str, make: Layers):
-        self.net = nnx.List([GEGLU(features, 4 * features, gelu, make), Dropout(), make.linear(4 * features, features)])
+    def __init__(self, features: int, first: GEGLU | GELU, make: Layers):
+        self.net = nnx.List([first, Dropout(), make.linear(4 * features, features)])
 
     def __call__(self, hidden: Tokens) -> Tokens:
         """[B T D] -> [B T D]."""
@@ -92,7 +103,7 @@ class BasicTransformerBlock(nnx.Module):
             features, heads, head_dim, train_tokens=train_tokens, level=level, dtype=make.dtype, rngs=make.rngs
         )
         self.attn2 = CrossAttention(features, context_features, heads, head_dim, make)
-        self.ff = FeedForward(features, gelu, make)
+        self.ff = FeedForward(features, GEGLU(features, 4 * features, gelu, make), make)
 
     def __call__(self, hidden: Tokens, context: Context, rule: Scaling | None, record: Record | None) -> Tokens:
         """[B T D] -> [B T D]."""

@@ -1,4 +1,4 @@
-"""An SD3 transformer in PyTorch diffusers with the scale on the picture's queries, against which ours is held.
+"""SD3's transformer in PyTorch diffusers with our reading of the rule, against which ours is held.
 
 Like `reference`, it imports nothing else of this package. Arrays go in and out as NumPy, NHWC.
 """
@@ -16,76 +16,77 @@ from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from .reference import TimeProjection64
 
 
-class PictureScaled:
-    """A processor of joint attention: lambda on the picture's rows, `1 / sqrt(d)` on the text's.
+class JointProcessor:
+    """A diffusers attention processor that gives image rows and text rows scales of their own.
 
-    Source: lambda = sqrt(log_T N / d), Eq. 7 of Jin et al., NeurIPS 2023, with the picture's tokens for N and T.
+    Source: lambda = sqrt(log_T N / d), Eq. 7 of Jin et al., NeurIPS 2023; that N and T count image tokens, and that
+    text rows keep 1 / sqrt(d), is our reading.
     """
 
     def __init__(self, train_tokens: int):
         self.train_tokens = train_tokens
-        self.rule, self.multiplier = "original", 1.0
-        self.margin = 0.0
-        """Of the last call: nats between the log of the keys' number and the mean entropy of the picture's rows."""
+        self.rule = "original"
+        self.multiplier = 1.0
+        self.record: list[torch.Tensor] | None = None
 
-    def scale(self, tokens: int, head_dim: int) -> float:
+    def image_scale(self, tokens: int, head_dim: int) -> float:
+        """Of rows whose query is an image token, where there are `tokens` of them."""
         if self.rule == "entropy":
             return math.sqrt(math.log(tokens) / math.log(self.train_tokens) / head_dim)
         return {"original": 1.0, "fixed": self.multiplier}[self.rule] / math.sqrt(head_dim)
 
+    def text_scale(self, tokens: int, head_dim: int) -> float:
+        """Of rows whose query is a text token."""
+        return 1 / math.sqrt(head_dim)
+
     def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states=None, attention_mask=None):
         if attention_mask is not None:
-            raise ValueError("the reference knows no mask")
-        query, key, value = _heads(attn, hidden_states, ("to_q", "to_k", "to_v"), ("norm_q", "norm_k"))
-        scale = self.scale(hidden_states.shape[1], query.shape[-1])
-        if encoder_hidden_states is None:
-            return attn.to_out[0](self._attend(query, key, value, scale))
-        names, norms = ("add_q_proj", "add_k_proj", "add_v_proj"), ("norm_added_q", "norm_added_k")
-        text = _heads(attn, encoder_hidden_states, names, norms)
-        keys, values = torch.cat([key, text[1]], dim=2), torch.cat([value, text[2]], dim=2)
-        seen = attn.to_out[0](self._attend(query, keys, values, scale))
-        read = F.scaled_dot_product_attention(text[0], keys, values).transpose(1, 2).flatten(2)
-        return seen, read if attn.context_pre_only else attn.to_add_out(read)
-
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        log_weights = torch.log_softmax(scale * query @ key.transpose(-1, -2), dim=-1)
-        entropy = -(log_weights.exp() * log_weights).sum(-1).mean()
-        self.margin = math.log(key.shape[2]) - float(entropy)
-        return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).flatten(2)
+            raise ValueError("SD3's attention was given a mask: none of it is masked")
+        linears = (attn.to_q, attn.to_k, attn.to_v)
+        query, key, value = _heads(attn, hidden_states, linears, (attn.norm_q, attn.norm_k))
+        tokens, head_dim = query.shape[2:]
+        text_query = None
+        if encoder_hidden_states is not None:
+            linears = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            norms = (attn.norm_added_q, attn.norm_added_k)
+            text_query, text_key, text_value = _heads(attn, encoder_hidden_states, linears, norms)
+            key, value = torch.cat([key, text_key], dim=2), torch.cat([value, text_value], dim=2)
+        scale = self.image_scale(tokens, head_dim)
+        if self.record is not None:
+            self.record.append(_entropy(query, key, scale))
+        image = attn.to_out[0](_merged(F.scaled_dot_product_attention(query, key, value, scale=scale)))
+        if text_query is None:
+            return image
+        scale = self.text_scale(tokens, head_dim)
+        text = _merged(F.scaled_dot_product_attention(text_query, key, value, scale=scale))
+        return image, text if attn.context_pre_only else attn.to_add_out(text)
 
 
 class RMSNorm64(torch.nn.Module):
-    """The root mean square in float64; diffusers takes it in float32 whatever the model's dtype."""
+    """Division by the root of the mean square in float64; diffusers takes the mean in float32."""
 
-    def __init__(self, norm: RMSNorm):
+    def __init__(self, norm: Any):
         super().__init__()
-        self.norm: Any = norm
+        self.weight, self.eps = norm.weight, norm.eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        mean_square = hidden_states.pow(2).mean(-1, keepdim=True)
-        return hidden_states * torch.rsqrt(mean_square + self.norm.eps) * self.norm.weight
+        mean = hidden_states.pow(2).mean(-1, keepdim=True)
+        return hidden_states * torch.rsqrt(mean + self.eps) * self.weight
 
 
 class ReferenceSD3:
-    """The transformer of a folder, in float32 or float64, with `PictureScaled` at every attention."""
+    """A folder saved by `SD3Transformer2DModel`, in float32 or float64, with `JointProcessor` at every attention."""
 
     def __init__(self, folder: str | Path, *, float64: bool = False):
         self.dtype = torch.float64 if float64 else torch.float32
-        self.model: Any = SD3Transformer2DModel.from_pretrained(str(folder), dtype=self.dtype).eval()
+        self.model: Any = SD3Transformer2DModel.from_pretrained(str(folder), torch_dtype=self.dtype).eval()
         if float64:
-            self.model.time_text_embed.time_proj = TimeProjection64(256, flip_sin_to_cos=True, shift=0)
-            _replace_norms(self.model)
-        config = self.model.config
-        patches = config["sample_size"] // config["patch_size"]
-        self.layers = {
-            name.removesuffix(".processor").replace(".", "/"): PictureScaled(patches**2)
-            for name in self.model.attn_processors
-        }
-        self.model.set_attn_processor(
-            {f"{path.replace('/', '.')}.processor": layer for path, layer in self.layers.items()}
-        )
+            self.model.time_text_embed.time_proj = TimeProjection64(256, True, 0)
+            _norms_in_float64(self.model)
+        side = self.model.config["sample_size"] // self.model.config["patch_size"]
+        self.layers = install(self.model, side * side)
 
-    def once(
+    def predict(
         self,
         latents: np.ndarray,
         timesteps: np.ndarray,
@@ -94,25 +95,58 @@ class ReferenceSD3:
         rule: str,
         multiplier: float = 1.0,
     ) -> np.ndarray:
-        """[B, h, w, c], one call."""
+        """[B, h, w, c], the model's output."""
         for layer in self.layers.values():
             layer.rule, layer.multiplier = rule, multiplier
-        given = (latents.transpose(0, 3, 1, 2), context, pooled, timesteps)
         with torch.no_grad():
-            out = self.model(*(torch.tensor(array, dtype=self.dtype) for array in given), return_dict=False)[0]
-        return out.permute(0, 2, 3, 1).numpy()
+            out = self.model(
+                hidden_states=self._tensor(latents).permute(0, 3, 1, 2).contiguous(),
+                timestep=self._tensor(timesteps),
+                encoder_hidden_states=self._tensor(context),
+                pooled_projections=self._tensor(pooled),
+                return_dict=False,
+            )[0]
+        return out.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def entropies(self, *arrays: np.ndarray, rule: str) -> dict[str, np.ndarray]:
+        """Per layer [B, heads]: the entropy of its image rows over all keys in nats, mean over rows."""
+        for layer in self.layers.values():
+            layer.record = []
+        self.predict(*arrays, rule=rule)
+        found = {name: layer.record[0].numpy() for name, layer in self.layers.items() if layer.record}
+        for layer in self.layers.values():
+            layer.record = None
+        return found
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(np.asarray(array), dtype=self.dtype)
 
 
-def _heads(attn: Any, states: torch.Tensor, names: tuple[str, ...], norms: tuple[str, str]) -> list[torch.Tensor]:
-    found = [getattr(attn, name)(states).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for name in names]
-    for index, name in enumerate(norms):
-        norm = getattr(attn, name)
-        found[index] = found[index] if norm is None else norm(found[index])
-    return found
+def install(model: Any, train_tokens: int) -> dict[str, JointProcessor]:
+    """Puts `JointProcessor` at every attention of a transformer trained on so many image tokens. Path -> processor."""
+    processors = {name: JointProcessor(train_tokens) for name in model.attn_processors}
+    model.set_attn_processor(dict(processors))
+    return {name.removesuffix(".processor").replace(".", "/"): each for name, each in processors.items()}
 
 
-def _replace_norms(model: torch.nn.Module) -> None:
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, RMSNorm):
-                setattr(module, name, RMSNorm64(child))
+def _norms_in_float64(module: torch.nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, RMSNorm):
+            setattr(module, name, RMSNorm64(child))
+        else:
+            _norms_in_float64(child)
+
+
+def _heads(attn: Any, hidden: torch.Tensor, linears: tuple, norms: tuple) -> list[torch.Tensor]:
+    query, key, value = (linear(hidden).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for linear in linears)
+    norm_query, norm_key = norms
+    return [norm_query(query) if norm_query else query, norm_key(key) if norm_key else key, value]
+
+
+def _merged(heads: torch.Tensor) -> torch.Tensor:
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _entropy(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    log_weights = torch.log_softmax(scale * query @ key.transpose(-1, -2), dim=-1)
+    return -(log_weights.exp() * log_weights).sum(-1).mean(-1)

@@ -18,6 +18,8 @@ from ..models import (
     LatentDiffusionText,
     LDMBertConfig,
     LDMBertModel,
+    SD3Transformer2DModel,
+    SD3TransformerConfig,
     StableDiffusionText,
     StableDiffusionXLText,
     TextEncoders,
@@ -58,6 +60,7 @@ KINDS = {
     "FlaxUNet2DConditionModel": Kind(FlaxUNet2DConditionConfig.from_json, UNet2DConditionModel, DIFFUSERS, flax=True),
     "FlaxAutoencoderKL": Kind(FlaxAutoencoderKLConfig.from_json, AutoencoderKL, DIFFUSERS, flax=True),
     "FlaxCLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, TRANSFORMERS, flax=True),
+    "SD3Transformer2DModel": Kind(SD3TransformerConfig.from_json, SD3Transformer2DModel, DIFFUSERS),
 }
 _TOKENIZERS = {kind: (kind.value, f"{kind.value}Fast") for kind in TokenizerKind}
 

@@ -216,13 +216,13 @@ def describe(
     """
     name = str(model)
     folder = _find(name, revision=revision, token=token, variant=variant, allow_pickle=allow_pickle, weights=weights)
-    index = _read_json(folder / "model_index.json", name)
+    index = read_json(folder / "model_index.json", name)
     family = family_of(name, index)
     kinds = family.check(name, index)
     raw = {part: _read_config(name, folder / part / "config.json", kinds[part]) for part in family.parts}
     raw["unet"] = family.unet_config(raw["unet"])
     unet, vae, *text = (KINDS[kinds[part]].config(raw[part]) for part in family.parts)
-    scheduler = {**_read_json(folder / _SCHEDULER, name), **family.scheduler}
+    scheduler = {**read_json(folder / _SCHEDULER, name), **family.scheduler}
     info = ModelInfo(
         name,
         folder,
@@ -272,7 +272,7 @@ def _read_config(model: str, file: Path, kind: str) -> Mapping[str, Any]:
 
     diffusers writes `_class_name`, transformers a list. Of a Flax class either may name PyTorch's.
     """
-    config = _read_json(file, model)
+    config = read_json(file, model)
     named = config.get("_class_name") or config.get("architectures") or kind
     if not {kind, kind.removeprefix("Flax")} & set(map(str, named if isinstance(named, list) else [named])):
         raise UserError(f"model {model!r}: {file} is of {named}, and model_index.json says {kind}")
@@ -294,7 +294,8 @@ def _manifest(model: str, folder: Path, variant: str | None) -> Manifest | None:
     return manifest
 
 
-def _read_json(file: Path, model: str) -> Mapping[str, Any]:
+def read_json(file: Path, model: str) -> Mapping[str, Any]:
+    """The object in a file of the model that a message calls `model`. Raises UserError where there is none."""
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError:

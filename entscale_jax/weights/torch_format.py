@@ -117,9 +117,9 @@ def match_tensors(build: Callable[[], nnx.Module], tensors: Mapping[str, StoredT
 
 
 def save_parameters(module: nnx.Module, file: Path, *, prefix: str = "") -> None:
-    """Writes the module's parameters as PyTorch would have, each name after `prefix`."""
+    """Writes the module's parameters and buffers as PyTorch would have, each name after `prefix`."""
     tensors = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+    for path, leaf in nnx.to_flat_state(nnx.state(module)):
         array = np.asarray(jax.device_get(leaf.get_value()))
         tensors[prefix + torch_name(path)] = np.ascontiguousarray(to_torch(path, array))
     save_file(tensors, file, metadata={"format": "pt"})

@@ -1,5 +1,7 @@
 """Models of this package adapt through the same call, and are then what a call by the rule makes of them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 
 from entscale_jax import Scaling, UserError
 from entscale_jax.adapters import adapt
+from entscale_jax.models import SD3Transformer2DModel, SD3TransformerConfig
 
 GRID = 7, 5
 TRAINED = {"train_size": (8, 8)}
@@ -70,6 +73,39 @@ def test_a_pipeline_trained_elsewhere(tiny):
     options = {"height": 64, "width": 64, "steps": 1, "decode": False}
     wanted = tiny("a red circle", rule="original", **options)
     assert np.array_equal(adapted("a red circle", **options).latents, wanted.latents)
+
+
+def test_a_transformer_takes_its_tokens_from_patches():
+    widths = {"num_attention_heads": 2, "attention_head_dim": 6, "caption_projection_dim": 12}
+    config = SD3TransformerConfig(
+        sample_size=8,
+        num_layers=2,
+        in_channels=4,
+        out_channels=4,
+        joint_attention_dim=5,
+        pooled_projection_dim=3,
+        **widths,
+    )
+    model = SD3Transformer2DModel(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    shapes = (1, 12, 8, 4), (1,), (1, 3, 5), (1, 3)
+    arrays = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    adapted, report = adapt(model, train_size=(12, 12))
+    assert {row[1:4] for row in report.at(12, 8)} == {(0, 24, 36)}
+    assert (report.unit, report.train_size) == ("cells", (12, 12))
+    assert set(model.attention_layers()) == {layer.path for layer in report.layers}
+    assert model.config.train_tokens == 16
+    by_hand = {"rule": "fixed", "multiplier": math.sqrt(math.log(24) / math.log(36))}
+    expected = np.asarray(jitted(model, *arrays, rule=Scaling.of(by_hand)))
+    assert relative(jitted(adapted, *arrays), expected) < 1e-6
+    assert relative(jitted(model, *arrays), expected) > 1e-5
+    with pytest.raises(UserError, match="can't be cut into patches of 2x2"):
+        report.at(7, 8)
+
+
+@nnx.jit(static_argnames="rule")
+def jitted(model, *arrays, rule=None):
+    return model(*arrays, rule)
 
 
 @pytest.mark.parametrize("name", ["layers", "train_tokens", "query"])
