@@ -77,9 +77,9 @@ test: $(STAMP) $(LEGACY_STAMP) ## Run the tests, without the heavy ones
 	@$(BIN)/pytest -m "not full and not hub"
 	@$(LEGACY_BIN)/pytest -m "not full and not hub" tests/legacy
 
-test-full: $(STAMP) $(LEGACY_STAMP) ## Run every test
-	@$(BIN)/pytest -m "not hub"
-	@$(LEGACY_BIN)/pytest -m "not hub" tests/legacy
+test-full: $(STAMP) $(LEGACY_STAMP) ## Run every test, compiled with all optimisations
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -m "not hub"
+	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(LEGACY_BIN)/pytest -m "not hub" tests/legacy
 
 check: $(STAMP) ## The gate: formatting, lint, types, import direction, tests
 	$(BIN)/ruff format --check .

@@ -1,15 +1,17 @@
 """The code in docs/adapters.md does what the page says."""
 
+import shutil
+
 import doc_snippets
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_models import Block, LinenBlock, tokens
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel as TorchSD3
 from flax import nnx
 
 from entscale_jax.adapters import adapt
-from entscale_jax.models import SD3Transformer2DModel, SD3TransformerConfig
 
 TOP = "The scale inside models that you have already"
 
@@ -71,7 +73,7 @@ def max_diffusion(tiny):
 
 
 def a_transformer(tiny):
-    config = SD3TransformerConfig(
+    TorchSD3(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -82,16 +84,14 @@ def a_transformer(tiny):
         caption_projection_dim=8,
         pooled_projection_dim=5,
         pos_embed_max_size=32,
-    )
-    transformer = SD3Transformer2DModel(config, rngs=nnx.Rngs(0))
-    names = {
+    ).save_pretrained("model/transformer")
+    arrays = {
         "latents": jnp.ones((1, 6, 8, 4)),
         "timesteps": jnp.ones(1),
         "context": jnp.ones((1, 3, 6)),
         "pooled": jnp.ones((1, 5)),
     }
-    heading = "A transformer with text and picture in one sequence"
-    scope = doc_snippets.run(heading, **names, transformer=transformer, adapt=adapt)
+    scope = doc_snippets.run("A transformer with text and picture in one sequence", **arrays, adapt=adapt)
     assert scope["velocity"].shape == (1, 6, 8, 4)
     assert {layer.train_tokens for layer in scope["report"].layers} == {32 * 32}
 
@@ -119,7 +119,7 @@ def test_every_piece_of_code_is_run_somewhere():
 
 @pytest.mark.parametrize("heading", CHECKS)
 def test_the_code_runs_as_it_stands(heading, tiny, tiny_folder, tmp_path, monkeypatch):
-    (tmp_path / "model").symlink_to(tiny_folder)
+    shutil.copytree(tiny_folder, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     CHECKS[heading](tiny)
 

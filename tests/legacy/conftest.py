@@ -1,6 +1,5 @@
 """The switches of the tests that need diffusers' Flax, in an environment of its own."""
 
-import jax
 import pytest
 import torch
 from diffusers.utils import logging
@@ -10,8 +9,6 @@ from transformers.utils import logging as transformers_logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
-# What is compared is compiled in the same way, so the compiler may be quick.
-jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session", autouse=True)
