@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from ..weights.flax_format import Arithmetic
-from .flax_mends import ATTENTION, ChunkCheck, GridMender, TorchArithmetic, level_of
-from .layers import Reach, attention_layers
+from .flax_mends import ATTENTION, ChunkCheck, GridMender, TorchArithmetic
+from .layers import Reach, attention_layers, level_of
 from .linen_modules import Plan, adapted, original, trace
 from .options import Options
 from .report import Adapted, AdaptedLayer, Grids, Report

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
-from .layers import attention_layers
+from .layers import attention_layers, level_of
 from .options import Options
 from .report import Adapted, AdaptedLayer, Grids, Report
 
@@ -129,10 +129,7 @@ def _is_cross(module: Any) -> bool:
 
 
 def _layer(path: str, module: Any, train_tokens: tuple[int, ...]) -> AdaptedLayer:
-    block, index = path.split("/")[:2]
-    levels = len(train_tokens)
-    up = levels - 1 - int(index) if block == "up_blocks" else levels - 1
-    level = int(index) if block == "down_blocks" else up
+    level = level_of(path, len(train_tokens))
     return AdaptedLayer(path, level, train_tokens[level], module.heads, module.inner_dim // module.heads)
 
 

@@ -8,21 +8,13 @@ from flax import linen
 
 from ..buckets import level_grids
 from ..errors import UserError
+from .layers import level_of
 
 ATTENTION = "FlaxAttention"
 _KEY_CHUNK = 4096 * 4
 """Keys that diffusers' memory-efficient attention reads at once."""
 _TORCH_EPSILON = 1e-6
 """Of the group norm before PyTorch's transformer blocks, where Flax has 1e-5."""
-
-
-def level_of(path: str, levels: int) -> int:
-    """The level of a module in a UNet, 0 the finest: `down_blocks_1/...` is at 1."""
-    block = path.split("/")[0]
-    kind, _, index = block.rpartition("_")
-    if kind == "down_blocks":
-        return int(index)
-    return levels - 1 - int(index) if kind == "up_blocks" else levels - 1
 
 
 class GridMender:

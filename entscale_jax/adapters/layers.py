@@ -7,6 +7,7 @@ that then multiplies by `1 / sqrt(d)` itself.
 """
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,13 @@ def head_shape(module: Any) -> tuple[int | None, int | None]:
         for names in (_HEADS, _HEAD_DIMS)
     )
     return heads, width
+
+
+def level_of(path: str, levels: int) -> int:
+    """The level of a module in a UNet with diffusers' names, 0 the finest: `down_blocks_1` or `down_blocks/1` is 1."""
+    if found := re.match(r"(down|up)_blocks[_/](\d+)", path):
+        return int(found[2]) if found[1] == "down" else levels - 1 - int(found[2])
+    return levels - 1
 
 
 def call_tokens(layer: str, kind: type, args: tuple, kwargs: Mapping[str, Any]) -> int:
