@@ -4,6 +4,7 @@ diffusers' own processors ignore `attn.scale` on PyTorch 2, so the scale is hand
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,13 +26,26 @@ _FIRST_STAGES = ("vae", "vqvae")
 class EntropyScaledAttnProcessor:
     """diffusers' processor of self-attention whose scale follows the tokens of each call.
 
-    `layer` is its T and its level, `scaling` the rule; the scale is a Python float from the shape, so that each size is
-    a program of its own under `torch.compile`, with no break in its graph. Otherwise it is `AttnProcessor2_0`, and
-    `FusedAttnProcessor2_0` where projections are fused. Source: Eq. 7 of the paper.
+    The scale is a Python float from the shape, so that each size is a program of its own under `torch.compile`, with no
+    break in its graph. Otherwise this computes what `AttnProcessor2_0` does, and `FusedAttnProcessor2_0` where
+    projections are fused. Source: Eq. 7 of the paper.
+
+    Args:
+        train_tokens: T, the tokens of the layer in training.
+        rule: as `Scaling.of` takes it.
+        level: of the UNet, 0 the finest, for a rule with one multiplier a level.
+        path: what to call the layer in a message.
     """
 
-    def __init__(self, layer: AdaptedLayer, scaling: Scaling | ScaleRule | str = ScaleRule.ENTROPY):
-        self.layer, self.scaling = layer, Scaling.of(scaling)
+    def __init__(
+        self,
+        train_tokens: int,
+        *,
+        rule: Scaling | ScaleRule | str | Mapping[str, object] = ScaleRule.ENTROPY,
+        level: int = 0,
+        path: str = "attn1",
+    ):
+        self.layer, self.scaling = AdaptedLayer(path, level, train_tokens, None, None), Scaling.of(rule)
 
     def __call__(
         self,
@@ -89,7 +103,7 @@ def _adapt_unet(unet: UNet2DConditionModel, options: Options, *, factor: int, ow
     modules = dict(adapted.named_modules())
     for layer in layers:
         attention: Any = modules[layer.path.replace("/", ".")]
-        attention.set_processor(EntropyScaledAttnProcessor(layer, options.scaling))
+        attention.set_processor(_processor(layer, options.scaling))
     return Adapted(adapted, Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens))
 
 
@@ -131,6 +145,10 @@ def _is_cross(module: Any) -> bool:
 def _layer(path: str, module: Any, train_tokens: tuple[int, ...]) -> AdaptedLayer:
     level = level_of(path, len(train_tokens))
     return AdaptedLayer(path, level, train_tokens[level], module.heads, module.inner_dim // module.heads)
+
+
+def _processor(layer: AdaptedLayer, scaling: Scaling) -> EntropyScaledAttnProcessor:
+    return EntropyScaledAttnProcessor(layer.train_tokens, rule=scaling, level=layer.level, path=layer.path)
 
 
 def _structural_copy(unet: UNet2DConditionModel) -> UNet2DConditionModel:

@@ -1,5 +1,6 @@
 """PyTorch diffusers adapted: against the reference, which states lambda itself and has processors of its own."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 import torch._dynamo
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from entscale_jax import UserError
 from entscale_jax.adapters import adapt
+from entscale_jax.adapters.diffusers_torch import EntropyScaledAttnProcessor
 from entscale_jax.parity import random_ldm, random_models, random_sdxl
 from entscale_jax.parity.reference import Reference, install
 from entscale_jax.parity.reference_ldm import ReferenceLDM
@@ -281,6 +283,26 @@ def test_what_cannot_be_adapted_is_said_in_one_line(make, options, said):
 def test_only_cross_attention_leaves_the_middle():
     _, report = adapt(small(only_cross_attention=True))
     assert [layer.path for layer in report.layers] == ["mid_block/attentions/0/transformer_blocks/0/attn1"]
+
+
+def test_the_processor_by_hand_is_attention_with_lambda():
+    attention = Attention(12, heads=3, dim_head=4).double()
+    hidden = 3 * torch.randn(2, 20, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    query, key, value = (
+        to(hidden).unflatten(-1, (3, 4)).transpose(1, 2) for to in (attention.to_q, attention.to_k, attention.to_v)
+    )
+
+    def by_hand(scale):
+        mixed = torch.softmax(scale * query @ key.transpose(-1, -2), dim=-1) @ value
+        return attention.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    attention.set_processor(EntropyScaledAttnProcessor(64))
+    with torch.no_grad():
+        got = attention(hidden)
+        assert torch.allclose(got, by_hand(math.sqrt(math.log(20) / math.log(64) / 4)), rtol=0, atol=1e-14)
+        assert not torch.allclose(got, by_hand(0.5), rtol=0, atol=1e-3)
+    with pytest.raises(UserError, match="train_tokens of attn1 is 1: log_T needs a whole number, 2 or more"):
+        EntropyScaledAttnProcessor(1)
 
 
 def test_a_context_is_refused_at_the_call():

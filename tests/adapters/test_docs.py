@@ -72,6 +72,12 @@ def max_diffusion(tiny):
     assert not np.array_equal(scope["out"], unet.apply({"params": params}, *inputs).sample)
 
 
+def own_models(tiny):
+    scope = doc_snippets.run("Models of this package", adapt=adapt)
+    assert scope["adapted"].rule.rule == "original"
+    assert scope["report"].train_size == (128, 128)
+
+
 def a_transformer(tiny):
     TorchSD3(
         sample_size=8,
@@ -108,6 +114,7 @@ CHECKS = {
     "Your own NNX": own_nnx,
     "Your own linen": own_linen,
     "MaxDiffusion": max_diffusion,
+    "Models of this package": own_models,
     "A transformer with text and picture in one sequence": a_transformer,
     "PyTorch diffusers": in_torch,
 }
