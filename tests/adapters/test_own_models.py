@@ -14,6 +14,7 @@ from entscale_jax.adapters import adapt
 from entscale_jax.models import SD3Transformer2DModel, SD3TransformerConfig
 
 GRID = 7, 5
+BOUND = 1e-5
 TRAINED = {"train_size": (8, 8)}
 
 
@@ -35,9 +36,11 @@ def test_an_adapted_unet_draws_by_its_rule_where_a_call_names_none(tiny, inputs)
         np.asarray(call(tiny.unet, *inputs, rule=Scaling.of(rule))) for rule in ("entropy", "original")
     )
     adapted, report = adapt(tiny.unet, rule="original")
-    assert np.array_equal(call(adapted, *inputs), original)
-    assert np.array_equal(call(tiny.unet, *inputs), entropy)
-    assert np.array_equal(call(adapt(adapted).model, *inputs), entropy)
+    # Within rounding: programs compiled apart need not sum in one order.
+    assert relative(call(adapted, *inputs), original) < BOUND
+    assert relative(call(tiny.unet, *inputs), entropy) < BOUND
+    assert relative(call(adapt(adapted).model, *inputs), entropy) < BOUND
+    assert relative(entropy, original) > 100 * BOUND
     assert {layer.path for layer in report.layers} == set(tiny.unet.attention_layers())
     assert report.unit == "cells"
     assert report.train_size == (8, 8)
@@ -61,9 +64,10 @@ def test_a_pipeline_counts_in_pixels_and_draws_by_its_rule(tiny):
     assert report.train_size == (32, 32)
     assert {row.tokens for row in report.at(16, 20)} == {20, 6}
     wanted = tiny("a red circle", rule="original", **size)
-    assert np.array_equal(adapted("a red circle", **size).latents, wanted.latents)
-    assert np.array_equal(adapted("a red circle", rule="entropy", **size).latents, tiny("a red circle", **size).latents)
-    assert relative(tiny("a red circle", **size).latents, wanted.latents) > 1e-4
+    named = tiny("a red circle", **size).latents
+    assert relative(adapted("a red circle", **size).latents, wanted.latents) < BOUND
+    assert relative(adapted("a red circle", rule="entropy", **size).latents, named) < BOUND
+    assert relative(named, wanted.latents) > 10 * BOUND
 
 
 def test_a_pipeline_trained_elsewhere(tiny):
@@ -72,7 +76,8 @@ def test_a_pipeline_trained_elsewhere(tiny):
     assert tiny.info.train_size == (32, 32)
     options = {"height": 64, "width": 64, "steps": 1, "decode": False}
     wanted = tiny("a red circle", rule="original", **options)
-    assert np.array_equal(adapted("a red circle", **options).latents, wanted.latents)
+    assert relative(adapted("a red circle", **options).latents, wanted.latents) < BOUND
+    assert relative(tiny("a red circle", **options).latents, wanted.latents) > 10 * BOUND
 
 
 def test_a_transformer_takes_its_tokens_from_patches():

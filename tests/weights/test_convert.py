@@ -109,9 +109,12 @@ def test_opened_it_has_the_same_weights(tiny_folder, converted, dtype):
 
 
 def test_opened_it_draws_the_same(tiny, converted):
+    """Within rounding: each pipeline compiles a program of its own, and two of them need not sum in one order."""
     again = TextToImage.from_pretrained(converted)
-    one, other = (pipe("a red circle", height=24, width=16, steps=2, decode=False) for pipe in (tiny, again))
-    assert np.array_equal(one.latents, other.latents)
+    options = {"height": 24, "width": 16, "steps": 2, "decode": False}
+    one, other = (pipe("a red circle", **options).latents for pipe in (tiny, again))
+    assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
+    assert np.abs(one - again("a blue square", **options).latents).max() > 1e-3 * np.abs(one).max()
     assert again.info.weights_hash == tiny.info.weights_hash
 
 
