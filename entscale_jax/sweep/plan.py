@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from ..buckets import Bucket
 from ..errors import UserError
@@ -44,7 +45,7 @@ class Cell:
         text = json.dumps(self._content(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _content(self) -> dict[str, object]:
+    def _content(self) -> dict[str, Any]:
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "method"}
         content |= {"rule": self.method.rule.value, "multiplier": self.method.multiplier}
         # Of this rule alone, so that cells of the others keep the ids that they had before it.
