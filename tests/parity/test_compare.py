@@ -15,6 +15,7 @@ from entscale_jax.errors import UserError
 from entscale_jax.parity import Row, compare, exit_status, markdown, print_table
 from entscale_jax.parity.bounds import BOUNDS
 from entscale_jax.parity.compare import REFERENCES, image_error, relative_error
+from entscale_jax.weights.folder import describe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +72,26 @@ def test_float64_adds_the_control_of_the_unet(folders):
     assert by_module["UNet, other rule"].control
     assert by_module["UNet, other rule"].bound == pytest.approx(1e-7)
     assert all(row.passed for row in rows)
+
+
+def test_calibrated_is_held_against_a_formula_of_the_references_own(folders):
+    """E_T differs from layer to layer, so that one taken for another would show; the control is the paper's rule."""
+    layers = describe(folders["sd1"]).unet.self_attention
+    # Of 4 tokens at the deepest level log N is 1.386.
+    entropies = {name: 1.2 + 0.04 * (index % 5) for index, name in enumerate(layers)}
+    given = {"train_entropy": entropies, "train_size": (256, 256)}
+    rows = compare(folders["sd1"], size=(128, 128), rules=["calibrated"], float64=True, **given)
+    by_module = {row.module: row for row in rows}
+    assert by_module["UNet"].rule.startswith("calibrated")
+    assert by_module["UNet"].bound == 1e-9
+    assert by_module["UNet, other rule"].passed
+    assert all(row.passed for row in rows)
+
+
+def test_calibrated_without_value_is_told_before_anything_is_opened(folders):
+    entropies = dict.fromkeys(describe(folders["sd1"]).unet.self_attention, 3.0)
+    with pytest.raises(UserError, match=r"no value in layer .*attn1 at N = "):
+        compare(folders["sd1"], size=(104, 56), rules=["calibrated"], train_entropy=entropies)
 
 
 def test_other_weights_fail(folders, tmp_path, monkeypatch):
