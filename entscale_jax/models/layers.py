@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..attention import accumulator
+from .convolution import Conv
 
 Images = Float[Array, "batch height width channels"]
 Mapped = Float[Array, "batch new_height new_width new_channels"]
@@ -26,9 +27,9 @@ class Layers:
             size_in, size_out, use_bias=use_bias, dtype=self.dtype, param_dtype=self.dtype, rngs=self.rngs
         )
 
-    def conv(self, size_in: int, size_out: int, kernel: int = 3, *, stride: int = 1, padding: int = 1) -> nnx.Conv:
+    def conv(self, size_in: int, size_out: int, kernel: int = 3, *, stride: int = 1, padding: int = 1) -> Conv:
         """A square convolution with the same padding on each side."""
-        return nnx.Conv(
+        return Conv(
             size_in,
             size_out,
             (kernel, kernel),
