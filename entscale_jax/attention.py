@@ -222,7 +222,7 @@ class EntropyScaledAttention(nnx.Module):
 
     def scale(self, tokens: int, rule: Scaling | None = None) -> float:
         """The scale at `tokens` tokens, under `rule` or else the module's own."""
-        return (rule or self.rule).scale_at(self.level, tokens, self.train_tokens, self.head_dim)
+        return (rule or self.rule).scale_at(self.level, tokens, self.train_tokens, self.head_dim, self.layer)
 
     def __call__(
         self, hidden: Float[Array, "B T D"], rule: Scaling | None = None, record: Record | None = None

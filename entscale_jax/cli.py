@@ -64,6 +64,12 @@ TrainSize = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Of a hub id: a branch, a tag or a commit.", show_default=False)]
 Variant = Annotated[str | None, typer.Option(help="Of the weights' files, such as fp16.", show_default=False)]
+TrainEntropyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--train-entropy", help="For rule calibrated, what entscale calibrate wrote; the model's if not given."
+    ),
+]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read PyTorch's .bin where there are no safetensors.")
 ]
@@ -89,10 +95,13 @@ def entscale(
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One caption or several.", metavar="CAPTION...")],
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the training size if not given.")] = None,
-    rule: Annotated[str, typer.Option(help="original, entropy (the paper's), or fixed with --multiplier.")] = "entropy",
+    rule: Annotated[
+        str, typer.Option(help="original, entropy (the paper's), fixed with --multiplier, or calibrated.")
+    ] = "entropy",
     multiplier: Annotated[
         str, typer.Option(help="Of 1/sqrt(d), for rule fixed: a number, or one a level as 0.9,0.9,0.8,0.8.")
     ] = "1",
+    train_entropy: TrainEntropyFile = None,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +145,7 @@ def generate(
             size=_size(size),
             rule=rule,
             multiplier=_multiplier(multiplier),
+            train_entropy=train_entropy,
             sampler=sampler,
             steps=steps,
             guidance=guidance,
@@ -173,6 +183,45 @@ def inspect(
 
     info = describe(model, train_size=_size(train_size), revision=revision, weights=False)
     print_model(info, _size(size), Console())
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="A caption, a file with one a line, or scenes; may be given again.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    seeds: Annotated[str, typer.Option(help="With commas: caption i is drawn with s + i for each s.")] = "0",
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Strength of guidance; 1 draws without it. [default: 7.5; 2 for scenes]", show_default=False),
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="The model's if not given.", show_default=False)] = None,
+    train_size: TrainSize = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    allow_pickle: AllowPickle = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON to write.")] = Path("train_entropy.json"),
+) -> None:
+    """Measure the entropy of self-attention at the training size, which rule calibrated keeps at others."""
+    from .calibration import run
+
+    run(
+        model,
+        prompts or [],
+        out,
+        console=Console(stderr=True),
+        steps=steps,
+        seeds=_seeds(seeds),
+        guidance=guidance,
+        sampler=sampler,
+        train_size=_size(train_size),
+        revision=revision,
+        variant=variant,
+        allow_pickle=allow_pickle,
+    )
 
 
 @app.command()
@@ -255,6 +304,7 @@ def parity(
     model: Model = "scenes",
     steps: Annotated[int | None, typer.Option(help="Compare a run of DDIM of so many steps, too.")] = None,
     rules: Annotated[str, typer.Option(help="Rules to compare under, with commas.")] = "original,entropy",
+    train_entropy: TrainEntropyFile = None,
     float64: Annotated[bool, typer.Option("--float64", help="Compute both sides in float64.")] = False,
     train_size: TrainSize = None,
 ) -> None:
@@ -269,6 +319,7 @@ def parity(
             rules=[name.strip() for name in rules.split(",") if name.strip()],
             steps=steps,
             float64=float64,
+            train_entropy=train_entropy,
             train_size=_size(train_size),
         )
     print_table(rows)
@@ -316,6 +367,13 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     width, height = parse_size(text)
     return height, width
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--seeds {text!r} is no list of whole numbers: write 0, or 0,1000") from None
 
 
 def _multiplier(text: str) -> float | tuple[float, ...]:

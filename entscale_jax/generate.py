@@ -15,7 +15,7 @@ from rich.console import Console
 from .errors import UserError
 from .pipeline import TextToImage
 from .png import png_bytes
-from .scales import Scaling
+from .scales import Scaling, multiplier_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Job:
     size: tuple[int, int] | None
     rule: str
     multiplier: float | tuple[float, ...]
+    train_entropy: Path | None
+    """Of rule `calibrated`; the model's own if None."""
     sampler: str | None
     """The model's if None."""
     steps: int
@@ -50,7 +52,7 @@ def run(job: Job, console: Console) -> list[Path]:
         pipe = TextToImage.from_pretrained(job.model, **job.opening)
         image = None if job.image is None else _read_image(job.image)
         height, width = job.size or (pipe.info.train_size if image is None else image.shape[:2])
-        scaling = Scaling.of(job.rule, job.multiplier)
+        scaling = pipe.info.scaling(job.rule, job.multiplier, job.train_entropy)
         job = replace(job, guidance=pipe.info.guidance if job.guidance is None else job.guidance)
         static: dict[str, Any] = {"height": height, "width": width, "rule": scaling}
         static |= {"sampler": job.sampler, "steps": job.steps, "guidance": job.guidance}
@@ -61,7 +63,7 @@ def run(job: Job, console: Console) -> list[Path]:
         away = {"negative_prompt": job.negative_prompt}
         out = pipe(job.prompts, seed=job.seed, image=image, strength=job.strength, **away, **static)
     bucket = pipe.info.bucket(height, width)
-    multipliers = ", ".join(f"{value:.3f}" for value in pipe.info.multipliers(bucket, scaling))
+    multipliers = ", ".join(map(multiplier_text, pipe.info.multipliers(bucket, scaling)))
     for index, (file, image) in enumerate(zip(files, np.asarray(out.images), strict=True)):
         _write(file, png_bytes(image, _record(job, pipe, scaling, index, f"{width}x{height}")))
         console.print(f"{file}: {width}x{height}, multipliers {multipliers}", soft_wrap=True, highlight=False)

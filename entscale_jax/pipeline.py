@@ -31,6 +31,7 @@ from .models import AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2
 from .programs import Programs, Request, conditioning
 from .sampling import Latents, Measured
 from .scales import ScaleRule, Scaling
+from .train_entropy import TrainEntropy
 from .weights.dtypes import read_dtype
 from .weights.folder import ModelInfo, describe
 from .weights.placement import Placement, under
@@ -38,6 +39,7 @@ from .weights.tokenizer import Tokenizer
 
 Rule = Scaling | ScaleRule | str | Mapping[str, object]
 SamplerChoice = str | Mapping[str, Any]
+EntropyChoice = TrainEntropy | Mapping[str, float] | str | Path
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class TextToImage:
         width: int | None = None,
         rule: Rule | None = None,
         multiplier: float | Sequence[float] = 1.0,
+        train_entropy: EntropyChoice | None = None,
         sampler: SamplerChoice | None = None,
         steps: int = 50,
         guidance: float | Sequence[float] | None = None,
@@ -180,6 +183,8 @@ class TextToImage:
             rule: scale of self-attention: a rule's name, or what `Scaling.of` takes; None is `entropy`, or the rule
                 that the pipeline was adapted to.
             multiplier: of `1 / sqrt(d)`, for rule `fixed`: one number or one a level, finest first.
+            train_entropy: E_T for rule `calibrated`: layer -> nats, or a file that `entscale calibrate` wrote; None is
+                what the model ships, as the built-in one does.
             sampler: `ddim`, `pndm`, `euler`, `euler_ancestral` or `dpmsolver++`; or a mapping with `name` and options
                 as diffusers names them, such as `{"name": "dpmsolver++", "use_karras_sigmas": True}`; the model's if
                 None.
@@ -217,6 +222,7 @@ class TextToImage:
             bool(np.any(strengths != 1)),
             rule=rule,
             multiplier=multiplier,
+            train_entropy=train_entropy,
             sampler=sampler,
             steps=steps,
             guidance_rescale=guidance_rescale,
@@ -248,6 +254,7 @@ class TextToImage:
         width: int | None = None,
         rule: Rule | None = None,
         multiplier: float | Sequence[float] = 1.0,
+        train_entropy: EntropyChoice | None = None,
         sampler: SamplerChoice | None = None,
         steps: int = 50,
         guidance: float | Sequence[float] | None = None,
@@ -270,6 +277,7 @@ class TextToImage:
             bool(np.any(self._strength(guidance, batch) != 1)),
             rule=rule,
             multiplier=multiplier,
+            train_entropy=train_entropy,
             sampler=sampler,
             steps=steps,
             guidance_rescale=guidance_rescale,
@@ -291,6 +299,7 @@ class TextToImage:
         *,
         rule: Rule | None,
         multiplier: float | Sequence[float],
+        train_entropy: EntropyChoice | None,
         sampler: SamplerChoice | None,
         steps: int,
         guidance_rescale: float,
@@ -298,8 +307,8 @@ class TextToImage:
         first: int = 0,
     ) -> Request:
         multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier
-        scaling = Scaling.of(self.rule if rule is None else rule, multiplier)
-        scaling.check_levels(self.info.levels)
+        scaling = self.info.scaling(self.rule if rule is None else rule, multiplier, train_entropy)
+        self.info.layer_multipliers(bucket, scaling)  # raises where the rule has no value
         if not 0 <= guidance_rescale <= 1:
             raise UserError(f"guidance_rescale is {guidance_rescale!r}: give a number from 0 to 1")
         chosen = self.info.sampler(sampler)

@@ -1,6 +1,7 @@
 """One call for every framework: which adapter takes a model, and what it is told."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import linen, nnx
@@ -9,6 +10,7 @@ from ..errors import UserError
 from ..models import SD3Transformer2DModel, UNet2DConditionModel
 from ..pipeline import TextToImage
 from ..scales import ScaleRule, Scaling
+from ..train_entropy import TrainEntropy
 from ..weights.flax_format import Arithmetic
 from . import diffusers_flax, linen_modules, maxdiffusion, nnx_modules, own_models
 from .options import Chosen, Options, TrainTokens
@@ -26,6 +28,7 @@ def adapt(
     *,
     train_size: tuple[int, int] | None = None,
     rule: Scaling | ScaleRule | str | Mapping[str, object] = ScaleRule.ENTROPY,
+    train_entropy: TrainEntropy | Mapping[str, float] | str | Path | None = None,
     layers: Chosen | None = None,
     leave: Chosen = (),
     train_tokens: TrainTokens | None = None,
@@ -44,8 +47,11 @@ def adapt(
             of linen or NNX.
         train_size: (height, width) of training, in pixels for a pipeline and in input cells for a bare UNet, where the
             config's `sample_size` does not say it right.
-        rule: `entropy`, `original`, or `{"rule": "fixed", "multiplier": 0.8}`. `original` changes no number; in a UNet
-            it mends grids that its levels do not divide.
+        rule: `entropy`, `original`, `calibrated`, or `{"rule": "fixed", "multiplier": 0.8}`. `original` changes no
+            number; in a UNet it mends grids that its levels do not divide.
+        train_entropy: for rule `calibrated`, E_T by the paths that the report has: a mapping to nats, or the file of
+            `entscale calibrate`, whose paths are those of this package and of PyTorch diffusers. For a TextToImage None
+            is what it ships.
         layers: for modules of your own, which attention is self-attention: a predicate of path and module, or paths.
         leave: for modules of your own, which attention stays as it is; what is in neither is an error.
         train_tokens: T for modules of your own: a number, one a path, or a function of the path.
@@ -64,7 +70,7 @@ def adapt(
     """
     options = Options(
         train_size=train_size,
-        scaling=Scaling.of(rule),
+        scaling=_scaling(model, Scaling.of(rule, train_entropy=train_entropy)),
         layers=layers,
         leave=leave,
         train_tokens=train_tokens,
@@ -73,7 +79,23 @@ def adapt(
         inputs=inputs,
         arithmetic=_arithmetic(arithmetic),
     )
-    return _adapter(model)(model, options)
+    adapted = _adapter(model)(model, options)
+    if options.scaling.train_entropy is not None:
+        report = adapted.report
+        options.scaling.train_entropy.check_layers(report.model, [layer.path for layer in report.layers])
+    return adapted
+
+
+def _scaling(model: Any, scaling: Scaling) -> Scaling:
+    """The rule, with E_T where it needs them. Raises UserError where there are none."""
+    if scaling.rule is not ScaleRule.CALIBRATED or scaling.train_entropy is not None:
+        return scaling
+    if isinstance(model, TextToImage):
+        return model.info.scaling(scaling)
+    raise UserError(
+        f"rule 'calibrated' needs E_T of each layer of {type(model).__name__}: give train_entropy=, layer -> nats by "
+        "the paths that a report has, or the file of `entscale calibrate`"
+    )
 
 
 def _arithmetic(name: Arithmetic | str | None) -> Arithmetic | None:

@@ -66,7 +66,8 @@ class EntropyScaledAttnProcessor:
         mask = None
         if attention_mask is not None:
             mask = attn.prepare_attention_mask(attention_mask, tokens, batch).view(batch, attn.heads, -1, tokens)
-        scale = self.scaling.scale_at(self.layer.level, int(tokens), self.layer.train_tokens, query.shape[-1])
+        path = self.layer.path
+        scale = self.scaling.scale_at(self.layer.level, int(tokens), self.layer.train_tokens, query.shape[-1], path)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, -1).to(query.dtype)
         return attn.to_out[1](attn.to_out[0](mixed))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ..buckets import Bucket, token_counts
 from ..errors import UserError
-from ..scales import Scaling
+from ..scales import Scaling, UndefinedScale
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class AdaptedLayer:
             )
 
     def multiplier(self, scaling: Scaling, tokens: int) -> float:
-        """`lambda sqrt(d)` at N `tokens`: a Python float, 1.0 where nothing changes."""
-        return scaling.multiplier_at(self.level, tokens, self.train_tokens)
+        """`lambda sqrt(d)` at N `tokens`: a Python float, 1.0 where nothing changes. Raises UndefinedScale."""
+        return scaling.multiplier_at(self.level, tokens, self.train_tokens, self.path)
 
     def scale(self, scaling: Scaling, tokens: int) -> float:
         """lambda itself. Raises UserError where the width of a head is not known."""
@@ -40,7 +40,7 @@ class AdaptedLayer:
             raise UserError(
                 f"the scale of {self.path} can't be derived: its module has no head_dim; give query= instead"
             )
-        return scaling.scale_at(self.level, tokens, self.train_tokens, self.head_dim)
+        return scaling.scale_at(self.level, tokens, self.train_tokens, self.head_dim, self.path)
 
 
 class LayerAtSize(NamedTuple):
@@ -54,8 +54,8 @@ class LayerAtSize(NamedTuple):
     """T."""
     heads: int | None
     head_dim: int | None
-    multiplier: float
-    """Of `1 / sqrt(d)`."""
+    multiplier: float | None
+    """Of `1 / sqrt(d)`; None where rule `calibrated` has no value."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,10 @@ class Report:
                 f"{len(counts)} levels"
             )
         tokens = counts[layer.level]
-        multiplier = layer.multiplier(self.scaling, tokens)
+        try:
+            multiplier = layer.multiplier(self.scaling, tokens)
+        except UndefinedScale:
+            multiplier = None
         return LayerAtSize(layer.path, layer.level, tokens, layer.train_tokens, layer.heads, layer.head_dim, multiplier)
 
     def table(self, height: int, width: int) -> str:
@@ -138,7 +141,7 @@ class Report:
                 row.train_tokens,
                 _or_dash(row.heads),
                 _or_dash(row.head_dim),
-                f"{row.multiplier:.4f}",
+                "undefined" if row.multiplier is None else f"{row.multiplier:.4f}",
             )
             for row in self.at(height, width)
         ]

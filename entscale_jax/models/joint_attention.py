@@ -76,7 +76,7 @@ class JointAttention(nnx.Module):
 
     def scale(self, tokens: int, rule: Scaling | None = None) -> float:
         """The scale of image rows where there are `tokens` image tokens, under `rule` or else the module's own."""
-        return (rule or self.rule).scale_at(self.level, tokens, self.train_tokens, self.head_dim)
+        return (rule or self.rule).scale_at(self.level, tokens, self.train_tokens, self.head_dim, self.layer)
 
     def __call__(
         self,

@@ -164,6 +164,20 @@ class UNet2DConditionConfig:
         return tuple(level for level, blocks in enumerate(zip(down, up, middle, strict=True)) if any(blocks))
 
     @property
+    def self_attention(self) -> dict[str, int]:
+        """The path of every self-attention layer -> its level, as `UNet2DConditionModel.attention_layers` has them."""
+        last, many = self.levels - 1, self.layers_per_block
+        places = [(f"down_blocks/{i}", i, many) for i, kind in enumerate(self.down_block_types) if _DOWN[kind]]
+        places += [] if self.mid_block_type is None else [("mid_block", last, 1)]
+        places += [(f"up_blocks/{i}", last - i, many + 1) for i, kind in enumerate(self.up_block_types) if _UP[kind]]
+        return {
+            f"{block}/attentions/{attention}/transformer_blocks/{index}/attn1": level
+            for block, level, attentions in places
+            for attention in range(attentions)
+            for index in range(self.depths[level])
+        }
+
+    @property
     def text_embeds_dim(self) -> int | None:
         """P, the width of the pooled text embedding in `AddedConditions`; None for a UNet that takes none."""
         if self.projection_class_embeddings_input_dim is None or self.addition_time_embed_dim is None:

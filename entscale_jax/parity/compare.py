@@ -16,7 +16,7 @@ from ..buckets import Bucket
 from ..errors import UserError
 from ..models import AddedConditions
 from ..models.time_embedding import timestep_embedding
-from ..pipeline import TextToImage
+from ..pipeline import EntropyChoice, TextToImage
 from ..scales import ScaleRule, Scaling
 from ..weights.files import Format
 from ..weights.folder import ModelInfo, describe
@@ -63,6 +63,7 @@ def compare(
     steps: int | None = None,
     guidance: float = 5.0,
     float64: bool = False,
+    train_entropy: EntropyChoice | None = None,
     train_size: tuple[int, int] | None = None,
     allow_pickle: bool = False,
 ) -> list[Row]:
@@ -75,19 +76,21 @@ def compare(
         steps: of DDIM, whose latents and pictures are compared too; None leaves it out.
         guidance: of DDIM.
         float64: computes both sides in float64.
+        train_entropy: E_T for rule `calibrated`, as the pipeline takes it; None is what the model ships.
         train_size: (height, width) in pixels, where the config's `sample_size` is not the size of training.
         allow_pickle: reads PyTorch's `.bin` where there are no safetensors.
 
     Raises UserError for a model that can't be opened, a size that can't be drawn, no rules, a wrong number of steps.
     """
     width, height = size
-    scalings = [Scaling.of(rule) for rule in rules]
-    if not scalings:
+    if not rules:
         raise UserError("rules is empty: give original, entropy, or both")
+    known = [Scaling.of(rule) for rule in rules]
     info = describe(model, train_size=train_size, allow_pickle=allow_pickle)
     bucket = info.bucket(height, width)
+    scalings = [info.scaling(rule, train_entropy=_entropy_for(rule, train_entropy)) for rule in known]
     for scaling in scalings:
-        scaling.check_levels(info.levels)
+        info.layer_multipliers(bucket, scaling)  # raises where the rule has no value
     if steps is not None:
         info.sampler("ddim").table(steps)
     with precision(float64):
@@ -214,10 +217,7 @@ class Pair:
         states, *added = (self.context,) if isinstance(self.context, np.ndarray) else self.context
         extra = {"added": AddedConditions(*added)} if added else {}
         got = call(self.pipe.unet, latents, timesteps, states, traced=extra, rule=scaling)
-        expected = [
-            self.reference.unet_once(latents, TIMESTEP, self.context, other.rule.value, other.multiplier)
-            for other in against
-        ]
+        expected = [self.reference.unet_once(latents, TIMESTEP, self.context, **_told(other)) for other in against]
         return [relative_error(got, each) for each in expected]
 
     def unet_rows(self, bucket: Bucket, scaling: Scaling) -> list[Row]:
@@ -243,9 +243,7 @@ class Pair:
             latents=noise,
             **options,
         )
-        expected = self.reference.ddim(
-            noise, CAPTIONS, rule=scaling.rule.value, multiplier=scaling.multiplier, **options
-        )
+        expected = self.reference.ddim(noise, CAPTIONS, **_told(scaling), **options)
         if out.images is None:
             raise ValueError("the pipeline returned no images")
         return Drawn(out.images, out.latents, out.entropy, expected)
@@ -265,8 +263,7 @@ class Pair:
                 CAPTIONS,
                 steps=steps,
                 guidance=guidance,
-                rule=other.rule.value,
-                multiplier=other.multiplier,
+                **_told(other),
             )
             distance = relative_error(drawn.latents, swapped.latents)
             rows.append(
@@ -275,9 +272,9 @@ class Pair:
         return rows
 
     def rules_differ(self, bucket: Bucket, scaling: Scaling) -> bool:
-        """Whether each level's multiplier is far enough from the other rule's for a control."""
-        one, other = (self.info.multipliers(bucket, each) for each in (scaling, _other(scaling)))
-        return all(abs(one[level] - other[level]) >= CONTROL_MULTIPLIER for level in self.info.unet.attention_levels)
+        """Whether each layer's multiplier is far enough from the other rule's for a control."""
+        one, other = (self.info.layer_multipliers(bucket, each) for each in (scaling, _other(scaling)))
+        return all(abs(one[layer] - other[layer]) >= CONTROL_MULTIPLIER for layer in one)
 
     def _rows(self, module: str, size: str, got: Any, expected: np.ndarray, wrong: np.ndarray) -> list[Row]:
         row = self._row(module, size, "-", relative_error(got, expected))
@@ -296,7 +293,20 @@ def _swapped(module: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> 
 
 
 def _other(scaling: Scaling) -> Scaling:
-    return Scaling(ScaleRule.ENTROPY if scaling.rule is ScaleRule.ORIGINAL else ScaleRule.ORIGINAL)
+    """A rule that a control takes for `scaling`: the paper's, and for that and any multiplier `original`."""
+    papers = scaling.rule in (ScaleRule.ORIGINAL, ScaleRule.CALIBRATED)
+    return Scaling(ScaleRule.ENTROPY if papers else ScaleRule.ORIGINAL)
+
+
+def _told(scaling: Scaling) -> dict[str, Any]:
+    """What the reference is told of a rule: its name and its numbers, of which it makes lambda itself."""
+    entropy = None if scaling.train_entropy is None else dict(scaling.train_entropy.layers)
+    return {"rule": scaling.rule.value, "multiplier": scaling.multiplier, "train_entropy": entropy}
+
+
+def _entropy_for(scaling: Scaling, train_entropy: EntropyChoice | None) -> EntropyChoice | None:
+    """`train_entropy` where the rule is the one that takes it."""
+    return train_entropy if scaling.rule is ScaleRule.CALIBRATED else None
 
 
 def call(

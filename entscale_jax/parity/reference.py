@@ -28,7 +28,8 @@ Multiplier = float | Sequence[float]
 class SelfAttention:
     """A diffusers attention processor that passes its own scale on. diffusers' processors ignore `attn.scale`.
 
-    Source: lambda = sqrt(log_T N / d), Eq. 7 of Jin et al., NeurIPS 2023.
+    Source: lambda = sqrt(log_T N / d), Eq. 7 of Jin et al., NeurIPS 2023; with the layer's entropy E_T in training,
+    from Eq. 5 there, lambda = sqrt((log N - E_T) / (log T - E_T) / d).
     """
 
     def __init__(self, level: int, train_tokens: int):
@@ -36,11 +37,15 @@ class SelfAttention:
         self.train_tokens = train_tokens
         self.rule = "original"
         self.multiplier: Multiplier = 1.0
+        self.train_entropy = math.nan
         self.record: list[torch.Tensor] | None = None
 
     def scale(self, tokens: int, head_dim: int) -> float:
         if self.rule == "entropy":
             return math.sqrt(math.log(tokens) / math.log(self.train_tokens) / head_dim)
+        if self.rule == "calibrated":
+            now, then = math.log(tokens) - self.train_entropy, math.log(self.train_tokens) - self.train_entropy
+            return math.sqrt(now / then / head_dim)
         if self.rule == "fixed":
             value = self.multiplier if isinstance(self.multiplier, int | float) else self.multiplier[self.level]
             return value / math.sqrt(head_dim)
@@ -132,9 +137,10 @@ class DiffusersFolder(ABC):
         """The arguments of diffusers' UNet that hold `context`."""
 
     @contextmanager
-    def _scaled(self, rule: str, multiplier: Multiplier) -> Iterator[None]:
-        for layer in self.layers.values():
+    def _scaled(self, rule: str, multiplier: Multiplier, train_entropy: Mapping[str, float] | None) -> Iterator[None]:
+        for name, layer in self.layers.items():
             layer.rule, layer.multiplier = rule, multiplier
+            layer.train_entropy = math.nan if train_entropy is None else train_entropy[name]
         with torch.no_grad():
             yield
 
@@ -149,18 +155,30 @@ class DiffusersFolder(ABC):
                 layer.record = None
 
     def unet_once(
-        self, latents: np.ndarray, timestep: float, context: Any, rule: str, multiplier: Multiplier = 1.0
+        self,
+        latents: np.ndarray,
+        timestep: float,
+        context: Any,
+        rule: str,
+        multiplier: Multiplier = 1.0,
+        train_entropy: Mapping[str, float] | None = None,
     ) -> np.ndarray:
-        """[B, h, w, c], the UNet's output at one timestep."""
-        with self._scaled(rule, multiplier):
+        """[B, h, w, c], the UNet's output at one timestep. `train_entropy` is E_T a layer, for rule `calibrated`."""
+        with self._scaled(rule, multiplier, train_entropy):
             return _nhwc(self._predict(self._nchw(latents), timestep, **self._keywords(context)))
 
     def entropies(
-        self, latents: np.ndarray, timestep: float, context: Any, rule: str, multiplier: Multiplier = 1.0
+        self,
+        latents: np.ndarray,
+        timestep: float,
+        context: Any,
+        rule: str,
+        multiplier: Multiplier = 1.0,
+        train_entropy: Mapping[str, float] | None = None,
     ) -> dict[str, np.ndarray]:
         """Per self-attention layer [B, heads]: the entropy of its rows in nats, mean over rows."""
         with self._recording():
-            self.unet_once(latents, timestep, context, rule, multiplier)
+            self.unet_once(latents, timestep, context, rule, multiplier, train_entropy)
             return {name: layer.record[0].numpy() for name, layer in self.layers.items() if layer.record}
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -182,6 +200,7 @@ class DiffusersFolder(ABC):
         guidance: float,
         rule: str,
         multiplier: Multiplier = 1.0,
+        train_entropy: Mapping[str, float] | None = None,
         negative_prompt: str | None = None,
         measure_entropy: bool = False,
     ) -> Drawing:
@@ -192,7 +211,7 @@ class DiffusersFolder(ABC):
         context = self.conditions(prompts, told)
         if guidance != 1:
             context = _joined(self.away(len(prompts), negative_prompt, told), context)
-        with self._scaled(rule, multiplier), self._recording() if measure_entropy else nullcontext():
+        with self._scaled(rule, multiplier, train_entropy), self._recording() if measure_entropy else nullcontext():
             final = self._denoise(self._nchw(latents), self._keywords(context), steps, guidance)
             entropy = self._recorded(len(prompts))
         images = np.clip(self.decode(_nhwc(final)) / 2 + 0.5, 0, 1)

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
 from ..errors import UserError
+from ..scales import LevelMultiplier, multiplier_text
 from ..statistics import RESAMPLES, interval, signed
 from .figures import entropy_figure, objects_figure
 from .gallery import galleries
@@ -75,5 +76,5 @@ def _counts(values: Sequence[int]) -> str:
     return " / ".join(map(str, values))
 
 
-def _multipliers(values: Sequence[float]) -> str:
-    return " / ".join(f"{value:.3f}" for value in values)
+def _multipliers(values: Sequence[LevelMultiplier]) -> str:
+    return " / ".join(map(multiplier_text, values))

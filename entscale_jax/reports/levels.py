@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..buckets import parse_size
 from ..errors import UserError
+from ..scales import LevelMultiplier
 from ..weights.folder import describe
 from .records import Run, Size
 
@@ -15,7 +16,7 @@ class Levels:
 
     tokens: tuple[int, ...]
     train_tokens: tuple[int, ...]
-    multipliers: Mapping[str, tuple[float, ...]]
+    multipliers: Mapping[str, tuple[LevelMultiplier, ...]]
     """Method -> the multiplier of `1 / sqrt(d)` at each level."""
 
     @property
@@ -40,7 +41,12 @@ def _from_model(run: Run, model: str, sizes: Sequence[Size]) -> dict[Size, Level
         return {}
     if info.weights_hash != run.weights.get(model):
         return {}
-    return {size: _levels(run, info.tokens(info.bucket(size.height, size.width)), info.train_tokens) for size in sizes}
+    layers = info.unet.self_attention
+    paths = tuple(tuple(path for path, own in layers.items() if own == level) for level in range(info.levels))
+    return {
+        size: _levels(run, model, info.tokens(info.bucket(size.height, size.width)), info.train_tokens, paths)
+        for size in sizes
+    }
 
 
 def _train_size(run: Run) -> tuple[int, int] | None:
@@ -52,23 +58,28 @@ def _train_size(run: Run) -> tuple[int, int] | None:
 
 
 def _from_entropy(run: Run) -> dict[Size, Levels]:
-    counts: dict[Size, set[tuple[int, int]]] = {}
+    counts: dict[Size, dict[tuple[int, int], dict[str, None]]] = {}
     for record in run.entropy:
-        counts.setdefault(record.size, set()).add((record.train_tokens, record.tokens))
+        layers = counts.setdefault(record.size, {}).setdefault((record.train_tokens, record.tokens), {})
+        layers[record.layer] = None
     found = {}
-    for size, pairs in counts.items():
-        train_tokens, tokens = zip(*sorted(pairs, reverse=True), strict=True)
+    for size, levels in counts.items():
+        pairs = sorted(levels, reverse=True)
+        train_tokens, tokens = zip(*pairs, strict=True)
         try:
-            found[size] = _levels(run, tokens, train_tokens)
+            found[size] = _levels(run, size.model, tokens, train_tokens, [tuple(levels[pair]) for pair in pairs])
         except UserError:  # Multipliers one a level, of a model that has no attention at some level.
             continue
     return found
 
 
-def _levels(run: Run, tokens: tuple[int, ...], train_tokens: tuple[int, ...]) -> Levels:
+def _levels(
+    run: Run, model: str, tokens: tuple[int, ...], train_tokens: tuple[int, ...], layers: Sequence[Sequence[str]]
+) -> Levels:
     multipliers = {}
-    for method, scaling in run.scalings.items():
+    for method in run.scalings:
+        scaling = run.scaling(method, model)
         scaling.check_levels(len(tokens))
-        counts = enumerate(zip(tokens, train_tokens, strict=True))
-        multipliers[method] = tuple(scaling.multiplier_at(level, now, then) for level, (now, then) in counts)
+        counts = enumerate(zip(tokens, train_tokens, layers, strict=True))
+        multipliers[method] = tuple(scaling.over_layers(level, *each) for level, each in counts)
     return Levels(tokens=tokens, train_tokens=train_tokens, multipliers=multipliers)

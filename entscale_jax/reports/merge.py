@@ -28,6 +28,8 @@ def merge_runs(runs: Sequence[Run]) -> Run:
         entropy=tuple(layers.values()),
         seconds=tuple(entry for run in runs for entry in run.seconds),
         programs=tuple(worker for run in runs for worker in run.programs),
+        train_entropy={model: layers for run in runs for model, layers in run.train_entropy.items()},
+        undefined=tuple(dict.fromkeys(found for run in runs for found in run.undefined)),
     )
 
 

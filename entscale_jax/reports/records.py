@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..buckets import parse_size
-from ..scales import Scaling
+from ..scales import ScaleRule, Scaling
 
 T = TypeVar("T")
 Pair = tuple[str, int]
@@ -74,6 +74,15 @@ class BucketSeconds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Undefined:
+    """A size and method that were not drawn, as the rule has no value there."""
+
+    size: Size
+    method: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A run folder's contents."""
 
@@ -90,6 +99,9 @@ class Run:
     seconds: tuple[BucketSeconds, ...]
     programs: tuple[Mapping[str, Any], ...]
     """One entry a worker process: what it compiled, and what it read from the cache."""
+    train_entropy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Model -> the E_T of its layers that it shipped, where rule `calibrated` was drawn with them."""
+    undefined: tuple[Undefined, ...] = ()
 
     @property
     def name(self) -> str:
@@ -99,7 +111,8 @@ class Run:
     def planned(self) -> int:
         """Cells that the sweep has, drawn or not."""
         names = ("models", "sizes", "methods")
-        return math.prod(len({str(value) for value in self.spec[name]}) for name in names) * len(self._wanted_pairs)
+        groups = math.prod(len({str(value) for value in self.spec[name]}) for name in names)
+        return (groups - len(self.undefined)) * len(self._wanted_pairs)
 
     @cached_property
     def models(self) -> list[str]:
@@ -115,6 +128,13 @@ class Run:
     def scalings(self) -> dict[str, Scaling]:
         """Name of a method -> the scaling that it stands for."""
         return {scaling.label: scaling for scaling in map(Scaling.of, self.spec["methods"])}
+
+    def scaling(self, method: str, model: str) -> Scaling:
+        """A method's scaling, for rule `calibrated` with what the model shipped unless the sweep names other E_T."""
+        scaling = self.scalings[method]
+        if scaling.rule is not ScaleRule.CALIBRATED or scaling.train_entropy or model not in self.train_entropy:
+            return scaling
+        return Scaling.of(scaling, train_entropy=self.train_entropy[model])
 
     @cached_property
     def methods(self) -> list[str]:

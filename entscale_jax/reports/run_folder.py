@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ..buckets import parse_size
 from ..errors import UserError
-from .records import BucketSeconds, LayerEntropy, Run, Sample, Size
+from .records import BucketSeconds, LayerEntropy, Run, Sample, Size, Undefined
 
 
 def read_run(folder: Path) -> Run:
@@ -52,6 +53,8 @@ def _make_run(folder: Path, spec_file: Path, rows: Sequence[Mapping[str, Any]]) 
         entropy=tuple(_layer_entropy(rows)) or tuple(_layer_entropy_of_table(folder / "entropy.parquet")),
         seconds=tuple(_bucket_seconds(entry) for entry in programs.get("buckets", ())),
         programs=tuple(programs.get("workers", ())),
+        train_entropy=spec.get("train_entropy", {}),
+        undefined=tuple(_undefined(entry) for entry in spec.get("undefined", ())),
     )
 
 
@@ -90,6 +93,11 @@ def _read_spec(path: Path, text: str) -> Mapping[str, Any]:
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}: give the folder that `entscale sweep` wrote")
     return spec
+
+
+def _undefined(entry: Mapping[str, Any]) -> Undefined:
+    size = Size(entry["model"], *parse_size(entry["size"]))
+    return Undefined(size=size, method=entry["method"], reason=entry["reason"])
 
 
 def _size(row: Mapping[str, Any]) -> Size:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..marks import replace_section
+from ..scales import multiplier_text
 from ..statistics import RESAMPLES, Interval, interval, percent, signed
 from .merge import merge_runs
 from .records import LayerEntropy, Run, Size
@@ -133,7 +134,7 @@ def _rules(study: Study, pictures: Mapping[str, str]) -> list[str]:
         tokens = " ".join(f"{now}/{then}" for now, then in zip(*_tokens(found), strict=True))
         for name, counts in found.rules.items():
             multipliers = found.levels.multipliers.get(name)
-            scale = "-" if multipliers is None else _numbers(multipliers)
+            scale = "-" if multipliers is None else " ".join(map(multiplier_text, multipliers))
             cells = (found.size, tokens, scale, name, counts.exact.count, *_cells(counts, interval))
             lines.append(_row(*cells))
     return [*lines, ""]
@@ -268,7 +269,3 @@ def _header(*names: str) -> list[str]:
 
 def _row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in values)

@@ -48,7 +48,7 @@ class Sweep:
 
     def dump(self) -> str:
         """The text of the run folder's `spec.yaml`."""
-        return dump_spec(self.spec, self.prompts, {name: info.weights_hash for name, info in self.plan.models.items()})
+        return dump_spec(self.spec, self.prompts, self.plan)
 
     def check_folder(self) -> None:
         """Raises UserError where the run folder holds another sweep."""
@@ -97,6 +97,8 @@ def run_sweep(
         finished = {key for key, row in rows.items() if not (retry_failed and row.get("error"))}
         wanted = {cell.id for cell in sweep.plan.cells} - finished
         _say(console, _greeting(sweep, len(finished)))
+        for left_out in sweep.plan.undefined:
+            _say(console, str(left_out))
         if wanted and not _draw(sweep, wanted, console, open_executor or _with_ray(address)):
             _say(console, _how_to_resume(sweep, spec_path))
             return INTERRUPTED
@@ -121,6 +123,13 @@ def _describe_models(file: SweepFile) -> Mapping[str, ModelInfo]:
             raise UserError(
                 f"{file.path} was made with the weights {promised[:12]} of {name}, which now has "
                 f"{models[name].weights_hash[:12]}: take `weights` out of the file to draw with these"
+            )
+    for name, promised in file.train_entropy.items():
+        shipped = models[name].train_entropy if name in models else None
+        if shipped is not None and dict(shipped.layers) != promised:
+            raise UserError(
+                f"{file.path} was made with other E_T than {name} ships now: take `train_entropy` out of the file to "
+                "draw with these"
             )
     return models
 

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..scales import multiplier_text
 from ..weights.folder import ModelInfo
 from .plan import Chunk, Plan, Program
 from .progress import duration
@@ -83,6 +84,8 @@ def show_plan(plan: Plan, run: RunFolder, console: Console) -> None:
     for model in plan.models:
         console.print(_size_table(plan, model))
     ledger = read_json(run.path / "programs.json") or {}
+    for line in map(str, plan.undefined):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in _summary(plan, wanted, estimate(plan, wanted, rows, ledger)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -99,11 +102,18 @@ def _size_table(plan: Plan, model: str) -> Table:
             groups[chunk.program, chunk.width, chunk.height] += len(chunk.cells)
     for (program, width, height), cells in groups.items():
         bucket = program.key.bucket
-        multipliers = _joined(f"{value:.3f}" for value in info.multipliers(bucket, program.method))
+        multipliers = _joined(map(multiplier_text, info.multipliers(bucket, program.method)))
         counts = _joined(info.tokens(bucket))
         table.add_row(
             f"{width}x{height}", str(bucket), str(program.batch), counts, program.method.label, multipliers, str(cells)
         )
+    for found in plan.undefined:
+        if found.model == model:
+            width, height = found.size
+            bucket = info.bucket(height, width)
+            multipliers = _joined(map(multiplier_text, info.multipliers(bucket, found.method)))
+            counts = _joined(info.tokens(bucket))
+            table.add_row(f"{width}x{height}", str(bucket), "-", counts, found.method.label, multipliers, "0")
     return table
 
 

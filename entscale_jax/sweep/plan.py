@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from ..buckets import Bucket
 from ..errors import UserError
-from ..scales import Scaling
+from ..scales import ScaleRule, Scaling, UndefinedScale
 from ..weights.folder import ModelInfo
 from .spec import Sampler, SeedOfCaption, SweepSpec
 
@@ -44,9 +45,11 @@ class Cell:
         text = json.dumps(self._content(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _content(self) -> dict[str, object]:
+    def _content(self) -> dict[str, Any]:
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "method"}
-        return {**content, "rule": self.method.rule.value, "multiplier": self.method.multiplier}
+        content |= {"rule": self.method.rule.value, "multiplier": self.method.multiplier}
+        # Of this rule alone, so that cells of the others keep the ids that they had before it.
+        return content | ({"train_entropy": given.layers} if (given := self.method.train_entropy) else {})
 
 
 @dataclass(frozen=True, order=True)
@@ -114,12 +117,26 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Undefined:
+    """Cells that are not in the plan, as rule `calibrated` has no value there. The size is (width, height)."""
+
+    model: str
+    size: tuple[int, int]
+    method: Scaling
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.size[0]}x{self.size[1]} {self.method.label} is not drawn: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """All cells of a sweep in the order of their rows, and the chunks that hold each of them once."""
 
     cells: tuple[Cell, ...]
     chunks: tuple[Chunk, ...]
     models: Mapping[str, ModelInfo]
+    undefined: tuple[Undefined, ...] = ()
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -132,16 +149,29 @@ class Plan:
 
 
 def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, ModelInfo]) -> Plan:
-    """The plan of a sweep. Raises UserError for a size that a model can't draw, or multipliers unlike its levels."""
+    """The plan of a sweep; what rule `calibrated` has no value for is left out and told.
+
+    Raises UserError for a size that a model can't draw, multipliers or E_T unlike its own, and where nothing is left.
+    """
     cells: dict[str, Cell] = {}
     chunks: list[Chunk] = []
-    for name, size, method in product(spec.models, spec.sizes, spec.methods):
+    undefined: list[Undefined] = []
+    for name, size, given in product(spec.models, spec.sizes, spec.methods):
+        method = models[name].scaling(given)
+        if method.rule is ScaleRule.CALIBRATED:
+            try:
+                models[name].layer_multipliers(_bucket(models[name], name, size), method)
+            except UndefinedScale as error:
+                undefined.append(Undefined(name, size, method, str(error)))
+                continue
         group = _group(spec.sampler, models[name], name, size, method, _pairs(spec, prompts))
         new = [cell for cell in group if cell.id not in cells]
         cells.update((cell.id, cell) for cell in new)
         program = _program(spec, models[name], name, size, method, len(group))
         chunks.extend(_chunks(program, new, len(chunks)))
-    return Plan(tuple(cells.values()), tuple(chunks), models)
+    if not cells:
+        raise UserError(undefined[0].reason)
+    return Plan(tuple(cells.values()), tuple(chunks), models, tuple(undefined))
 
 
 def auto_batch(bucket: Bucket, train_size: tuple[int, int], images: int) -> int:
@@ -192,14 +222,17 @@ def _group(
 def _program(
     spec: SweepSpec, info: ModelInfo, name: str, size: tuple[int, int], method: Scaling, images: int
 ) -> Program:
-    method.check_levels(info.levels)
-    try:
-        bucket = info.bucket(size[1], size[0])
-    except UserError as error:
-        raise UserError(f"size {size[0]}x{size[1]} with model {name}: {error}") from error
+    bucket = _bucket(info, name, size)
     batch = auto_batch(bucket, info.train_size, images) if spec.batch == "auto" else min(spec.batch, images)
     sampler = spec.sampler
     return Program(BucketKey(name, bucket), method, batch, sampler.name, sampler.steps, sampler.guidance != 1.0)
+
+
+def _bucket(info: ModelInfo, name: str, size: tuple[int, int]) -> Bucket:
+    try:
+        return info.bucket(size[1], size[0])
+    except UserError as error:
+        raise UserError(f"size {size[0]}x{size[1]} with model {name}: {error}") from error
 
 
 def _chunks(program: Program, cells: Sequence[Cell], first: int) -> list[Chunk]:

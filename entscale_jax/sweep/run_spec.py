@@ -8,6 +8,7 @@ import yaml
 
 from ..errors import UserError
 from ..yaml_file import PlainLoader, read_yaml
+from .plan import Plan
 from .spec import SweepSpec
 
 _SHOWN = 60
@@ -24,13 +25,26 @@ _Dumper.yaml_implicit_resolvers = {
 }
 
 
-def dump_spec(spec: SweepSpec, prompts: Sequence[str], weights: Mapping[str, str]) -> str:
+def dump_spec(spec: SweepSpec, prompts: Sequence[str], plan: Plan) -> str:
     """The text of `spec.yaml`: the sweep with its captions written out, and the hashes of the models' weights.
 
+    Where rule `calibrated` is drawn with what a model ships, its E_T too, and what is not drawn as it has no value.
     It is a sweep file itself. The number of workers is left out: it changes nothing that is drawn.
     """
+    methods = {(cell.model, cell.method) for cell in plan.cells} | {(one.model, one.method) for one in plan.undefined}
+    shipped = {
+        model: dict(method.train_entropy.layers)
+        for model, method in methods
+        if method.train_entropy is not None and method.train_entropy.shipped
+    }
+    undefined = [
+        {"model": one.model, "size": f"{one.size[0]}x{one.size[1]}", "method": one.method.label, "reason": one.reason}
+        for one in plan.undefined
+    ]
+    extra = {name: value for name, value in (("train_entropy", shipped), ("undefined", undefined)) if value}
+    weights = {name: info.weights_hash for name, info in plan.models.items()}
     sweep = {**spec.model_dump(mode="json", exclude={"workers"}, exclude_none=True), "prompts": list(prompts)}
-    return yaml.dump({"sweep": sweep, "weights": dict(weights)}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump({"sweep": sweep, "weights": weights, **extra}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def check_same(path: Path, spec: str) -> None:

@@ -1,7 +1,7 @@
 """What a sweep's YAML may say, as typed objects; a mistake is named with file, line and the nearest right word."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -16,16 +16,21 @@ from pydantic import (
     PlainSerializer,
     Tag,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
+from ..train_entropy import TrainEntropy
 from ..yaml_file import Document, read_yaml
 
 BASELINES = ("resize", "multidiffusion")
 """Methods of the paper's comparison that a later version brings."""
+
+
+_METHOD = ("rule", "multiplier", "train_entropy")
 
 
 class Metric(StrEnum):
@@ -87,13 +92,15 @@ def _size(value: object) -> object:
     return value if isinstance(value, tuple) else parse_size(value)  # pyright: ignore[reportArgumentType]
 
 
-def _method(value: object) -> Scaling:
+def _method(value: object, info: ValidationInfo) -> Scaling:
     name = value.get("rule") if isinstance(value, Mapping) else value
     if name in BASELINES:
         raise UserError(f"method {name!r} is not available yet: this version draws the rules {', '.join(ScaleRule)}")
     if isinstance(value, Mapping):
-        for key in sorted(set(value) - {"rule", "multiplier"}, key=str):
-            raise UserError(f"unknown key {key!r} of a method: {nearest(key, ('rule', 'multiplier'))}")
+        for key in sorted(set(value) - set(_METHOD), key=str):
+            raise UserError(f"unknown key {key!r} of a method: {nearest(key, _METHOD)}")
+        if "train_entropy" in value:
+            value = {**value, "train_entropy": _train_entropy(value["train_entropy"], info)}
     elif not isinstance(value, str | Scaling):
         raise UserError(f"method {value!r} is neither a rule's name nor {{rule: fixed, multiplier: 0.8}}")
     if isinstance(name, str) and name not in list(ScaleRule):
@@ -101,6 +108,13 @@ def _method(value: object) -> Scaling:
     if name == ScaleRule.FIXED and not (isinstance(value, Mapping) and "multiplier" in value):
         raise UserError("rule 'fixed' needs its multiplier: write {rule: fixed, multiplier: 0.8}")
     return Scaling.of(value)  # pyright: ignore[reportArgumentType]
+
+
+def _train_entropy(value: object, info: ValidationInfo) -> TrainEntropy:
+    """E_T of a method: a file, looked for in the folder of the sweep's own, or layer -> nats."""
+    if isinstance(value, str):
+        return TrainEntropy.of((info.context or {}).get("folder", Path()) / value)
+    return TrainEntropy.of(value)  # pyright: ignore[reportArgumentType]
 
 
 def _metric(value: object) -> Metric:
@@ -127,6 +141,8 @@ def _write_size(size: tuple[int, int] | None) -> str | None:
 
 
 def _write_method(scaling: Scaling) -> object:
+    if scaling.train_entropy is not None:
+        return {"rule": scaling.rule.value, "train_entropy": dict(scaling.train_entropy.layers)}
     if scaling.rule is not ScaleRule.FIXED:
         return scaling.rule.value
     multiplier = scaling.multiplier
@@ -195,6 +211,8 @@ class SweepFile:
     spec: SweepSpec
     weights: Mapping[str, str]
     """Hashes of the models' weights that a run folder's own `spec.yaml` promises; empty elsewhere."""
+    train_entropy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """E_T that the models shipped when a run folder's own `spec.yaml` was written; empty elsewhere."""
 
     @property
     def folder(self) -> Path:
@@ -214,10 +232,10 @@ def read_sweep(path: str | Path) -> SweepFile:
     if not isinstance(section, Mapping):
         raise document.error(place, f"{'.'.join(place)} holds no keys: see sweeps/aspect.yaml for an example")
     try:
-        spec = SweepSpec.model_validate(section)
+        spec = SweepSpec.model_validate(section, context={"folder": document.path.resolve().parent})
     except ValidationError as error:
         raise _first_error(document, place, error) from error
-    return SweepFile(document.path, spec, _weights(document))
+    return SweepFile(document.path, spec, _weights(document), _shipped(document))
 
 
 def _find_section(document: Document) -> tuple[str, ...]:
@@ -231,7 +249,7 @@ def _find_section(document: Document) -> tuple[str, ...]:
         place = ("metadata",) if "metadata" in top else ()
         raise document.error(place, "no sweep in this cluster configuration: write it under `metadata: sweep:`")
     for key in top:
-        if key not in ("sweep", "weights"):
+        if key not in ("sweep", *_OF_A_RUN):
             raise document.error((key,), f"unknown key {key!r} at the top: {nearest(key, ('sweep', 'metadata'))}")
     if "sweep" not in top:
         raise document.error((), "no sweep in this file: write it under `sweep:`")
@@ -245,6 +263,15 @@ def _weights(document: Document) -> dict[str, str]:
     return {str(key): str(value) for key, value in weights.items()}
 
 
+def _shipped(document: Document) -> dict[str, dict[str, float]]:
+    models = document.value.get("train_entropy", {}) if "metadata" not in document.value else {}
+    if not isinstance(models, Mapping):
+        raise document.error(("train_entropy",), "train_entropy is no table of model: layers, as a run's spec.yaml has")
+    return {str(model): dict(TrainEntropy.of(layers).layers) for model, layers in models.items()}
+
+
+_OF_A_RUN = ("weights", "train_entropy", "undefined")
+"""What a run folder's spec.yaml has beside the sweep."""
 _KEYS: dict[str | int, type[BaseModel]] = {
     "sampler": Sampler,
     "<scenes>": ScenePrompts,

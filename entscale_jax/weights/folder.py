@@ -14,7 +14,8 @@ from ..buckets import Bucket, token_counts
 from ..errors import UserError
 from ..models import UNet2DConditionConfig
 from ..sampling import Sampler, choose_sampler
-from ..scales import Scaling
+from ..scales import LevelMultiplier, ScaleRule, Scaling
+from ..train_entropy import TrainEntropy, missing, read_shipped
 from .checkpoint import load_checkpoint
 from .families import KINDS, Config, Family, family_of
 from .files import WeightFiles, find_weights
@@ -114,11 +115,47 @@ class ModelInfo:
         """N of each level, finest first."""
         return token_counts(bucket.latent(self.latent_factor), self.levels)
 
-    def multipliers(self, bucket: Bucket, scaling: Scaling) -> tuple[float, ...]:
+    @cached_property
+    def train_entropy(self) -> TrainEntropy | None:
+        """E_T of each self-attention layer, where the folder ships them."""
+        return read_shipped(self.folder)
+
+    def scaling(self, rule: Any, multiplier: Any = 1.0, train_entropy: Any = None) -> Scaling:
+        """What `Scaling.of` makes of these, for this model: `calibrated` with its E_T, the folder's own if None.
+
+        Raises UserError where multipliers, layers, weights or training size are not this model's, and where
+        `calibrated` has no E_T.
+        """
+        scaling = Scaling.of(rule, multiplier, train_entropy)
+        scaling.check_levels(self.levels)
+        if scaling.rule is not ScaleRule.CALIBRATED:
+            return scaling
+        known = scaling.train_entropy or self.train_entropy
+        if known is None:
+            raise missing(self.name)
+        known.check_layers(self.name, self.unet.self_attention)
+        if known.weights_hash is not None:
+            height, width = self.train_size
+            known.check_source(self.name, self.weights_hash, f"{width}x{height}")
+        return replace(scaling, train_entropy=known)
+
+    def multipliers(self, bucket: Bucket, scaling: Scaling) -> tuple[LevelMultiplier, ...]:
         """By what `1 / sqrt(d)` is multiplied at each level, finest first."""
         scaling.check_levels(self.levels)
         counts = enumerate(zip(self.tokens(bucket), self.train_tokens, strict=True))
-        return tuple(scaling.multiplier_at(level, now, then) for level, (now, then) in counts)
+        layers = self.unet.self_attention
+        return tuple(
+            scaling.over_layers(level, now, then, [path for path, own in layers.items() if own == level])
+            for level, (now, then) in counts
+        )
+
+    def layer_multipliers(self, bucket: Bucket, scaling: Scaling) -> dict[str, float]:
+        """By what `1 / sqrt(d)` is multiplied in each self-attention layer. Raises UndefinedScale."""
+        now, then = self.tokens(bucket), self.train_tokens
+        return {
+            path: scaling.multiplier_at(level, now[level], then[level], path)
+            for path, level in self.unet.self_attention.items()
+        }
 
     @property
     def flax(self) -> bool:
