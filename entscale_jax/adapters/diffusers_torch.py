@@ -7,17 +7,22 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor, nn
-
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
-from .layers import attention_layers, level_of
+from .layers import attention_layers, level_of, shown
 from .options import Options
 from .report import Adapted, AdaptedLayer, Grids, Report
+
+try:
+    import torch
+    import torch.nn.functional as F
+    from diffusers.models.attention_processor import AttnProcessor2_0, FusedAttnProcessor2_0
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from torch import Tensor, nn
+except ImportError as error:
+    raise UserError(
+        f"adapting PyTorch diffusers needs torch and diffusers ({error}): pip install 'entscale-jax[parity]'"
+    ) from None
 
 _UNET = "UNet2DConditionModel"
 _FIRST_STAGES = ("vae", "vqvae")
@@ -27,25 +32,35 @@ class EntropyScaledAttnProcessor:
     """diffusers' processor of self-attention whose scale follows the tokens of each call.
 
     The scale is a Python float from the shape, so that each size is a program of its own under `torch.compile`, with no
-    break in its graph. Otherwise this computes what `AttnProcessor2_0` does, and `FusedAttnProcessor2_0` where
-    projections are fused. Source: Eq. 7 of the paper.
+    break in its graph. Otherwise this computes what `AttnProcessor2_0` does, or `FusedAttnProcessor2_0`.
+    Source: Eq. 7 of the paper.
 
     Args:
         train_tokens: T, the tokens of the layer in training.
         rule: as `Scaling.of` takes it.
         level: of the UNet, 0 the finest, for a rule with one multiplier a level.
         path: what to call the layer in a message.
+        fused: whether queries, keys and values are those of `to_qkv`, which `fuse_qkv_projections` makes.
+
+    Raises UserError without `train_tokens`, as where diffusers makes every processor anew.
     """
 
     def __init__(
         self,
-        train_tokens: int,
+        train_tokens: int | None = None,
         *,
         rule: Scaling | ScaleRule | str | Mapping[str, object] = ScaleRule.ENTROPY,
         level: int = 0,
         path: str = "attn1",
+        fused: bool = False,
     ):
+        if train_tokens is None:
+            raise UserError(
+                "train_tokens is missing: if diffusers makes its processors anew here, as for an IP-Adapter, load or "
+                "unload that in the original model, and adapt it then"
+            )
         self.layer, self.scaling = AdaptedLayer(path, level, train_tokens, None, None), Scaling.of(rule)
+        self.fused = fused
 
     def __call__(
         self,
@@ -56,13 +71,15 @@ class EntropyScaledAttnProcessor:
         temb: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """[B T D] -> [B T D]. Raises UserError for a context, which would make it cross-attention."""
+        """[B T D] -> [B T D]. Raises UserError for a context, and for an attention with more than projections."""
+        if extras := _extras(attn):
+            raise UserError(f"{self.layer.path} has {', '.join(extras)}, which this processor does not compute")
         if encoder_hidden_states is not None:
             raise UserError(
                 f"{self.layer.path} was given encoder_hidden_states: it is cross-attention, whose scale stays"
             )
         batch, tokens, _ = hidden_states.shape
-        query, key, value = (_split(states, attn.heads) for states in _projected(attn, hidden_states))
+        query, key, value = (_split(states, attn.heads) for states in self._projected(attn, hidden_states))
         mask = None
         if attention_mask is not None:
             mask = attn.prepare_attention_mask(attention_mask, tokens, batch).view(batch, attn.heads, -1, tokens)
@@ -70,6 +87,31 @@ class EntropyScaledAttnProcessor:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, -1).to(query.dtype)
         return attn.to_out[1](attn.to_out[0](mixed))
+
+    def _projected(self, attn: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        if self.fused:
+            return torch.chunk(attn.to_qkv(hidden_states), 3, dim=-1)
+        return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+
+
+class _Guard:
+    """Before each call of an adapted UNet: raises UserError where a layer has lost its processor.
+
+    diffusers sets other processors for fused projections, slicing, xFormers and perturbed attention, after which the
+    scale would be gone in silence. It runs under `torch.compile` too, in the same graph.
+    """
+
+    def __init__(self, paths: tuple[str, ...]):
+        self.paths = paths
+
+    def __call__(self, unet: Any, _: Any) -> None:
+        for path in self.paths:
+            processor = getattr(unet.get_submodule(path.replace("/", ".")), "processor", None)
+            if type(processor) is not EntropyScaledAttnProcessor:
+                raise UserError(
+                    f"{path} has lost its scale: its processor is now {type(processor).__name__}; leave slicing, "
+                    "xFormers and perturbed attention off, fuse projections before adapt, and adapt the model again"
+                )
 
 
 def adapt_torch(model: Any, options: Options) -> Adapted:
@@ -87,6 +129,8 @@ def adapt_torch(model: Any, options: Options) -> Adapted:
     adapted, report = _adapt_unet(unet, options, factor=_factor(model), owner=name)
     pipeline = copy.copy(model)
     pipeline.unet = adapted
+    # It holds the state of a drawing, so that two pipelines with one could not draw at the same time.
+    pipeline.scheduler = copy.deepcopy(model.scheduler)
     return Adapted(pipeline, report)
 
 
@@ -103,7 +147,8 @@ def _adapt_unet(unet: UNet2DConditionModel, options: Options, *, factor: int, ow
     modules = dict(adapted.named_modules())
     for layer in layers:
         attention: Any = modules[layer.path.replace("/", ".")]
-        attention.set_processor(_processor(layer, options.scaling))
+        attention.set_processor(_processor(layer, options.scaling, attention.processor))
+    adapted.register_forward_pre_hook(_Guard(tuple(layer.path for layer in layers)))
     return Adapted(adapted, Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens))
 
 
@@ -132,9 +177,15 @@ def _attention(unet: UNet2DConditionModel) -> tuple[dict[str, Any], tuple[str, .
 
 def _is_self(path: str, module: Any) -> bool:
     """Whether it is the self-attention of a transformer block, with nothing beside projections."""
-    extras = ("group_norm", "spatial_norm", "norm_q", "norm_k", "added_kv_proj_dim")
-    plain = not any(getattr(module, name, None) for name in extras)
-    return path.endswith("/attn1") and plain and not getattr(module, "is_cross_attention", True)
+    cross = getattr(module, "is_cross_attention", True)
+    return path.endswith("/attn1") and not cross and not _extras(module)
+
+
+def _extras(module: Any) -> list[str]:
+    """What an attention computes beside projections, by the names of its fields."""
+    names = ("group_norm", "spatial_norm", "norm_q", "norm_k", "added_kv_proj_dim", "residual_connection")
+    found = [name for name in names if getattr(module, name, None)]
+    return found if getattr(module, "rescale_output_factor", 1.0) == 1.0 else [*found, "rescale_output_factor"]
 
 
 def _is_cross(module: Any) -> bool:
@@ -147,19 +198,27 @@ def _layer(path: str, module: Any, train_tokens: tuple[int, ...]) -> AdaptedLaye
     return AdaptedLayer(path, level, train_tokens[level], module.heads, module.inner_dim // module.heads)
 
 
-def _processor(layer: AdaptedLayer, scaling: Scaling) -> EntropyScaledAttnProcessor:
-    return EntropyScaledAttnProcessor(layer.train_tokens, rule=scaling, level=layer.level, path=layer.path)
+def _processor(layer: AdaptedLayer, scaling: Scaling, replaced: Any) -> EntropyScaledAttnProcessor:
+    fused = isinstance(replaced, FusedAttnProcessor2_0) or getattr(replaced, "fused", False)
+    return EntropyScaledAttnProcessor(layer.train_tokens, rule=scaling, level=layer.level, path=layer.path, fused=fused)
 
 
 def _structural_copy(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Modules anew around the same parameters and buffers. Raises UserError where accelerate has hooks in them."""
+    """Modules anew around the same parameters and buffers. Raises UserError where a copy would run the original."""
     if hooked := [name for name, module in unet.named_modules() if hasattr(module, "_hf_hook")]:
         raise UserError(
-            f"{_UNET} has hooks of accelerate, for offloading, at {hooked[0] or 'the model itself'}: adapt before "
-            "enabling it"
+            f"{_UNET} has hooks of accelerate, for offloading, at {shown(hooked[0])}: adapt before enabling it"
+        )
+    if replaced := [name for name, module in unet.named_modules() if "forward" in vars(module)]:
+        raise UserError(
+            f"{_UNET} has another forward at {shown(replaced[0])}, as torch.compile or diffusers' hooks put there, and "
+            "a copy would still run the original's: adapt before that"
         )
     shared = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
-    return copy.deepcopy(unet, shared)
+    adapted = copy.deepcopy(unet, shared)
+    for key in [key for key, hook in adapted._forward_pre_hooks.items() if isinstance(hook, _Guard)]:
+        del adapted._forward_pre_hooks[key]
+    return adapted
 
 
 def _check_parts(pipeline: Any) -> None:
@@ -180,12 +239,6 @@ def _factor(pipeline: Any) -> int:
             f"the training size of {type(pipeline).__name__} can't be derived: it has no vae; adapt its unet"
         )
     return 2 ** (len(stage.config.block_out_channels) - 1)
-
-
-def _projected(attn: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
-    if getattr(attn, "fused_projections", False):
-        return torch.chunk(attn.to_qkv(hidden_states), 3, dim=-1)
-    return attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
 
 
 def _split(states: Tensor, heads: int) -> Tensor:
