@@ -26,6 +26,8 @@ except ImportError as error:
 
 _UNET = "UNet2DConditionModel"
 _FIRST_STAGES = ("vae", "vqvae")
+_IMAGE_ADAPTER = "encoder_hid_proj/"
+"""Whose attention is over the embedding of an image that is given, and not over the picture's tokens."""
 
 
 class EntropyScaledAttnProcessor:
@@ -157,7 +159,7 @@ def _attention(unet: UNet2DConditionModel) -> tuple[dict[str, Any], tuple[str, .
     found = {name.replace(".", "/"): module for name, module in unet.named_modules()}
     layers = {path: found[path] for path in attention_layers(found)}
     selves = {path: module for path, module in layers.items() if _is_self(path, module)}
-    left = tuple(path for path, module in layers.items() if _is_cross(module))
+    left = tuple(path for path, module in layers.items() if _is_cross(module) or path.startswith(_IMAGE_ADAPTER))
     if unknown := [path for path in layers if path not in selves and path not in left]:
         raise UserError(
             f"attention of {_UNET} is neither plain self- nor cross-attention: {', '.join(unknown)}; such a UNet can't "
