@@ -4,7 +4,8 @@ diffusers' own processors ignore `attn.scale` on PyTorch 2, so the scale is hand
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import UserError
@@ -26,6 +27,8 @@ except ImportError as error:
 
 _UNET = "UNet2DConditionModel"
 _FIRST_STAGES = ("vae", "vqvae")
+_BLOCK_LOGITS, _BLOCK_ROWS = 2**22, 16
+"""So many logits are measured at once, 16 MiB in float32, or so many rows of all heads where those are more."""
 _IMAGE_ADAPTER = "encoder_hid_proj/"
 """Whose attention is over the embedding of an image that is given, and not over the picture's tokens."""
 
@@ -63,6 +66,8 @@ class EntropyScaledAttnProcessor:
             )
         self.layer, self.scaling = AdaptedLayer(path, level, train_tokens, None, None), Scaling.of(rule)
         self.fused = fused
+        self.entropy: list[Tensor] | None = None
+        """[B N] of each call, while it is measured."""
 
     def __call__(
         self,
@@ -86,6 +91,8 @@ class EntropyScaledAttnProcessor:
         if attention_mask is not None:
             mask = attn.prepare_attention_mask(attention_mask, tokens, batch).view(batch, attn.heads, -1, tokens)
         scale = self.scaling.scale_at(self.layer.level, int(tokens), self.layer.train_tokens, query.shape[-1])
+        if self.entropy is not None:
+            self.entropy.append(_entropy(query, key, scale, mask))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, -1).to(query.dtype)
         return attn.to_out[1](attn.to_out[0](mixed))
@@ -116,6 +123,49 @@ class _Guard:
                 )
 
 
+@contextmanager
+def measure(model: Any) -> Iterator[dict[str, Tensor]]:
+    """What `measure_entropy` does for a model or pipeline of PyTorch."""
+    unet = getattr(model, "unet", model)
+    if not isinstance(unet, UNet2DConditionModel) or unet._compiled_call_impl is not None:
+        raise UserError(f"{type(unet).__name__} can't be measured: give what adapt returned, before torch.compile")
+    ours = [each for each in unet.attn_processors.values() if isinstance(each, EntropyScaledAttnProcessor)]
+    if not ours or any(each.entropy is not None for each in ours):
+        raise UserError(
+            f"this {type(unet).__name__} is {'measured already' if ours else 'not adapted: adapt it first'}"
+        )
+    found: dict[str, Tensor] = {}
+    calls = {each.layer.path: [] for each in ours}
+    for each in ours:
+        each.entropy = calls[each.layer.path]
+    try:
+        yield found
+    finally:
+        for each in ours:
+            each.entropy = None
+    if len({call.shape[0] for each in calls.values() for call in each}) > 1:
+        raise UserError("batches of different sizes were measured together: measure each by itself")
+    found |= {path: torch.stack(each) for path, each in calls.items() if each}
+
+
+def _entropy(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """[B N] nats, mean over rows, in float32 or wider, without holding more than a block of rows."""
+    batch, heads, tokens, _ = query.shape
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    rows = max(_BLOCK_ROWS, _BLOCK_LOGITS // (batch * heads * key.shape[2]))
+    total = torch.zeros(batch, heads, dtype=dtype, device=query.device)
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        for block in range(0, tokens, rows):
+            part = slice(block, block + rows)
+            logits = scale * query[:, :, part].to(dtype) @ key.to(dtype).mT
+            if mask is not None and mask.dtype == torch.bool:
+                logits = logits.masked_fill(~(mask if mask.shape[2] == 1 else mask[:, :, part]), -torch.inf)
+            elif mask is not None:
+                logits = logits + (mask if mask.shape[2] == 1 else mask[:, :, part])
+            total += torch.special.entr(logits.softmax(-1)).sum((-1, -2))
+    return total / tokens
+
+
 def adapt_torch(model: Any, options: Options) -> Adapted:
     """A UNet, or a pipeline with one. A copy shares every parameter: moving or training one does it to the other."""
     name = type(model).__name__
@@ -137,7 +187,9 @@ def adapt_torch(model: Any, options: Options) -> Adapted:
 
 
 def _adapt_unet(unet: UNet2DConditionModel, options: Options, *, factor: int, owner: str) -> Adapted:
-    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs", "arithmetic")
+    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs", "arithmetic", "key")
+    if options.measure_entropy:
+        raise UserError("in PyTorch, `with measure_entropy(adapted) as entropy:` measures: leave it out of adapt")
     config: Any = unet.config
     grids = Grids(len(config.block_out_channels), factor, "cells" if factor == 1 else "pixels")
     options.scaling.check_levels(grids.levels)
