@@ -29,7 +29,7 @@ def structural_copy(model: nnx.Module) -> Any:
     copy = nnx.clone(model)
     for _, module in nnx.iter_modules(copy):
         while original := vars(type(module)).get(_ORIGINAL):
-            module.__class__ = original
+            object.__setattr__(module, "__class__", original)
         if hasattr(module, _PLAN):
             delattr(module, _PLAN)
     return copy
@@ -48,7 +48,8 @@ def put(calling: Calling, module: Any, plan: LayerPlan, method: str = "__call__"
 
 def become(calling: Calling, module: Any, method: str = "__call__") -> None:
     """Makes a module, in a copy, one of a class whose `method` is `calling` of its own."""
-    module.__class__ = _subclass(type(module), calling, method)
+    # Past NNX, which would note the attribute in the graph definition for good.
+    object.__setattr__(module, "__class__", _subclass(type(module), calling, method))
 
 
 def plan_of(module: Any) -> LayerPlan:

@@ -14,7 +14,7 @@ from entscale_jax.adapters import diffusers_torch as torch_adapter
 from entscale_jax.parity.reference import install
 
 BOUND = 1e-5
-"""Nats. 2.4e-6 measured in float32, 1e-14 in float64."""
+"""Nats. 2.3e-7 measured in float32, 4.4e-16 in float64; the rule `original` is 9.0e-2 away."""
 
 
 def by_hand(unet, grid=(12, 8)):
