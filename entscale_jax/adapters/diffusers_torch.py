@@ -90,7 +90,7 @@ class EntropyScaledAttnProcessor:
         mask = None
         if attention_mask is not None:
             mask = attn.prepare_attention_mask(attention_mask, tokens, batch).view(batch, attn.heads, -1, tokens)
-path = self.layer.path
+        path = self.layer.path
         scale = self.scaling.scale_at(self.layer.level, int(tokens), self.layer.train_tokens, query.shape[-1], path)
         if self.entropy is not None:
             self.entropy.append(_entropy(query, key, scale, mask))
