@@ -44,8 +44,8 @@ def main() -> None:
             rows += compare(model, sizes, Path(folder), options)
     text = [
         f"One picture by DDIM with guidance, {options.dtype}, {options.rounds} rounds in turn: medians (least to",
-        "most); ratios by rounds, with the 95% interval of the median. `scenes`: 25 steps. `sd`: Stable Diffusion 1.5's",
-        "shape, random weights, 4 steps and one decode. Every program was compiled before.",
+        "most); ratios by rounds, with the 95% interval of the median. `scenes`: the built-in model, 25 steps. `sd`:",
+        "Stable Diffusion 1.5's shape, random weights, 4 steps and one decode. Every program was compiled before.",
     ]
     names = [side for side in SIDES if side in options.sides.split(",")]
     header = {"model": "model", "size": "size", **{name: name for name in names}}
