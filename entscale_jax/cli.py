@@ -377,6 +377,27 @@ def parity(
     raise typer.Exit(exit_status(rows))
 
 
+@app.command()
+def profile(
+    model: Annotated[
+        str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")
+    ] = "scenes",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the training size if not given.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 5,
+    rule: Annotated[str, typer.Option(help="Of self-attention.")] = "entropy",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    out: Annotated[Path, typer.Option(help="A folder for the trace, which XProf and TensorBoard open.")] = Path(
+        "runs/profile"
+    ),
+) -> None:
+    """Draw one picture under JAX's profiler; print where its time goes, by module and by operation."""
+    from .profiling import print_profile, profile_picture
+
+    found = profile_picture(model, out, size=_size(size), steps=steps, rule=rule, dtype=dtype)
+    print_profile(found, Console())
+    print(f"trace: {out}")
+
+
 @train_app.command("scenes")
 def train_scenes(
     out: Annotated[Path, typer.Option(help="Diffusers folder to write, replaced as training goes on.")] = Path(

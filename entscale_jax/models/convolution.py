@@ -9,11 +9,9 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _FEW_ROWS = 128
 """Up to so many output positions the weights are what costs, and one matrix product reads them fastest."""
 _HEAVY = 9 * 2**16
@@ -89,8 +87,8 @@ def _tiles_pay(rows: int, channels: int, features: int) -> bool:
 
 def _transform(kernel: Float[Array, "3 3 channels features"]) -> Float[Array, "16 channels features"]:
     """`G g G^T` of every pair of channels."""
-    tiles = jnp.einsum("xi,yj,ijcf->xycf", _G, _G, kernel, precision="highest")
-    return tiles.reshape(16, *kernel.shape[2:])
+    rows = _columns_of_g(list(kernel))
+    return jnp.stack([cell for row in rows for cell in _columns_of_g(list(row))])
 
 
 def _by_patches(
@@ -126,6 +124,13 @@ def _by_tiles(
 
 def _every_second(array: Array, axis: int, start: int, count: int) -> Array:
     return jax.lax.slice_in_dim(array, start, start + 2 * count - 1, 2, axis)
+
+
+def _columns_of_g(parts: list[Array]) -> list[Array]:
+    """`G g` along one axis."""
+    first, second, third = parts
+    ends = first + third
+    return [first, (ends + second) / 2, (ends - second) / 2, third]
 
 
 def _columns_of_b(parts: list[Array]) -> list[Array]:

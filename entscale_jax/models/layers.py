@@ -126,11 +126,12 @@ class ResnetBlock2D(nnx.Module):
 
     def __call__(self, hidden: Images, time: Float[Array, "batch features"] | None = None) -> Mapped:
         """[batch height width channels], the channels becoming `size_out`."""
-        residual = self.conv_shortcut(hidden) if hasattr(self, "conv_shortcut") else hidden
-        hidden = self.conv1(nnx.silu(self.norm1(hidden)))
-        if time is not None:
-            hidden = hidden + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
-        return residual + self.conv2(nnx.silu(self.norm2(hidden)))
+        with jax.named_scope("resnet"):
+            residual = self.conv_shortcut(hidden) if hasattr(self, "conv_shortcut") else hidden
+            hidden = self.conv1(nnx.silu(self.norm1(hidden)))
+            if time is not None:
+                hidden = hidden + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
+            return residual + self.conv2(nnx.silu(self.norm2(hidden)))
 
 
 class Upsample2D(nnx.Module):
