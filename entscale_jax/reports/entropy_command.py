@@ -23,7 +23,7 @@ from ..marks import find_section, replace_section, table
 from ..pipeline import TextToImage
 from ..weights.folder import ModelInfo
 from .entropy_figures import draw_against_tokens, draw_layers
-from .entropy_tables import SHARE, Table, layers_table, line_text, lines_table, sizes_table
+from .entropy_tables import SHARE, Table, layers_table, line_text, lines_table, shares_text, sizes_table
 from .study_figures import save_figure
 
 SECTION = "entropy"
@@ -78,8 +78,8 @@ def print_study(study: EntropyStudy, console: Console) -> None:
     console.print(_rich("mean entropy of self-attention, nats", sizes_table(study)))
     others = [size for size in study.sizes if size != study.train_size]
     console.print(_rich("layer by layer", layers_table(study, others)))
-    for method in study.methods:
-        console.print(line_text(study, method), highlight=False)
+    for sentence in _sentences(study):
+        console.print(sentence, highlight=False)
     console.print(SHARE, highlight=False)
 
 
@@ -110,6 +110,8 @@ def section(job: Job, info: ModelInfo, study: EntropyStudy) -> list[str]:
         "measured); at one size a caption has the same noise under every rule. Means in nats over heads, rows, layers, "
         "steps and images; in brackets 95% bootstrap intervals over images.",
         "",
+        *(f"- {sentence}" for sentence in _sentences(study)),
+        "",
         "![Mean entropy against log N](entropy-figure5.png)",
         "",
         "N is the token count of the finest level that has self-attention; the other levels have a quarter, a "
@@ -125,6 +127,11 @@ def section(job: Job, info: ModelInfo, study: EntropyStudy) -> list[str]:
     if shown:
         lines += ["", "![Entropy of each layer](entropy-figure6.png)", "", *table(*layers_table(study, shown))]
     return lines
+
+
+def _sentences(study: EntropyStudy) -> list[str]:
+    told = [text(study, method) for method in study.methods for text in (line_text, shares_text)]
+    return [sentence for sentence in told if sentence is not None]
 
 
 def _rich(title: str, content: Table) -> RichTable:

@@ -60,6 +60,15 @@ def line_text(study: EntropyStudy, method: str) -> str:
     )
 
 
+def shares_text(study: EntropyStudy, method: str) -> str | None:
+    """How far a rule brings entropy back over all sizes that have a share, in a sentence; None where none has."""
+    shares = [share for point in study.of(method) if (share := study.share(point)) is not None]
+    if not shares:
+        return None
+    low, high = share_text(min(shares)), share_text(max(shares))
+    return f"Rule {method} brings back {low if low == high else f'{low} to {high}'} of E_N - E_T."
+
+
 def _at(study: EntropyStudy, size: PixelSize) -> list[EntropyPoint]:
     found = (study.at(size, method) for method in study.methods)
     return [point for point in found if point is not None]
