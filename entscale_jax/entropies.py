@@ -84,6 +84,8 @@ class EntropyStudy:
     train_size: PixelSize | None
     """None where it is not known."""
     points: tuple[EntropyPoint, ...]
+    undefined: frozenset[tuple[PixelSize, str]] = frozenset()
+    """Sizes and methods that have no point since the rule has no value there."""
 
     @property
     def methods(self) -> list[str]:

@@ -88,12 +88,11 @@ def _captions(source: str) -> list[str]:
 def complete(plan: Plan, info: ModelInfo) -> list[tuple[PixelSize, Scaling]]:
     """What has to be drawn: each size under rule `original` and `plan.rules`, and the training size under the first.
 
-    Raises UserError for what can't be drawn, and for sizes that all have the same number of tokens.
+    A rule that has no value in some layer at a size is left out there. Raises UserError for what can't be drawn, and
+    for sizes that all have the same number of tokens.
     """
     check_limit(plan.batch, "batch")
     read_seeds(plan.seed, len(plan.captions))
-    for scaling in plan.rules:
-        scaling.check_levels(info.levels)
     info.sampler().table(plan.steps)  # raises for a number of steps that can't be
     counts = {max(_tokens(info, size)) for size in plan.sizes}
     if len(counts) < 2:
@@ -103,9 +102,22 @@ def complete(plan: Plan, info: ModelInfo) -> list[tuple[PixelSize, Scaling]]:
         )
     original = Scaling.of(ORIGINAL)
     height, width = info.train_size
-    rules = list(dict.fromkeys([original, *plan.rules]))
-    wanted = [((width, height), original), *((size, scaling) for size in plan.sizes for scaling in rules)]
-    return list(dict.fromkeys(wanted))
+    rules = list(dict.fromkeys([original, *map(info.scaling, plan.rules)]))
+    cells = [(size, scaling) for size in plan.sizes for scaling in rules if _is_defined(info, size, scaling)]
+    return list(dict.fromkeys([((width, height), original), *cells]))
+
+
+def _is_defined(info: ModelInfo, size: PixelSize, scaling: Scaling) -> bool:
+    """Whether the rule has a value in every layer at this size."""
+    return None not in info.multipliers(info.bucket(size[1], size[0]), scaling)
+
+
+def find_undefined(plan: Plan, info: ModelInfo) -> frozenset[tuple[PixelSize, str]]:
+    """The sizes and rules of a plan that are not drawn, as the rule has no value in some layer there."""
+    rules = list(map(info.scaling, plan.rules))
+    return frozenset(
+        (size, scaling.label) for size in plan.sizes for scaling in rules if not _is_defined(info, size, scaling)
+    )
 
 
 def measure(
@@ -130,6 +142,7 @@ def make_study(info: ModelInfo, layers: Sequence[str], plan: Plan, found: Sequen
         train_tokens=trained.tokens,
         train_size=(width, height),
         points=tuple(_point(one, pairs) for one in found),
+        undefined=find_undefined(plan, info),
     )
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from entscale_jax import attention
 from entscale_jax.models import UNet2DConditionConfig, UNet2DConditionModel
 from entscale_jax.sampling import DDIM, denoise, sample
 from entscale_jax.weights.torch_format import AbstractRngs
@@ -25,8 +24,12 @@ CONFIG = UNet2DConditionConfig(
     attention_head_dim=(2, 4),
 )
 HEAD_DIMS = (8, 6)
-STATISTICS = ("attention_statistics", "_statistics")
-"""What computes entropies in `attention.py`."""
+STATISTICS = (
+    "attention.attention_statistics",
+    "attention.attention_with_statistics",
+    "kernels.plain._statistics",
+)
+"""What computes entropies."""
 FLOAT = re.compile(r"(?<=dense<)-?\d+\.\d+(?:e[+-]\d+)?(?=>)")
 
 
@@ -97,7 +100,7 @@ def test_what_is_not_measured_is_not_in_the_program(monkeypatch):
         raise AssertionError("statistics are computed")
 
     for name in STATISTICS:
-        monkeypatch.setattr(attention, name, removed)
+        monkeypatch.setattr(f"entscale_jax.{name}", removed)
     assert _lower("entropy").as_text() == plain
     with pytest.raises(AssertionError, match="statistics are computed"):
         _lower("entropy", draw=denoise, measure_entropy=True)

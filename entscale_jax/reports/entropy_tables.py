@@ -28,7 +28,15 @@ def lines_table(study: EntropyStudy) -> Table:
 def sizes_table(study: EntropyStudy) -> Table:
     """Mean entropy of each size under each rule."""
     header = ("size", "N", "log N", "rule", "images", "mean entropy", "E_N - E_T", "brought back")
-    return header, [_size_row(study, point) for size in study.sizes for point in _at(study, size)]
+    rows = []
+    for size in study.sizes:
+        points = _at(study, size)
+        rows += [_size_row(study, point) for point in points]
+        rows += [
+            (*_size_row(study, points[0])[:3], method, "-", "undefined", "-", "-")
+            for method in sorted(method for where, method in study.undefined if where == size)
+        ]
+    return header, rows
 
 
 def layers_table(study: EntropyStudy, sizes: list[PixelSize]) -> Table:
@@ -95,6 +103,7 @@ def _layer_row(study: EntropyStudy, points: dict[str, EntropyPoint], others: lis
     cells.append(f"{points[ORIGINAL].layers[index]:.3f}" if ORIGINAL in points else "-")
     for method in others:
         point = points.get(method)
-        cells.append("-" if point is None else f"{point.layers[index]:.3f}")
+        missing = "undefined" if (one.size, method) in study.undefined else "-"
+        cells.append(missing if point is None else f"{point.layers[index]:.3f}")
         cells.append(share_text(None if point is None else study.layer_share(point, index)))
     return tuple(cells)
