@@ -72,6 +72,7 @@ scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md
 
 parity: $(STAMP) ## Compare every family with PyTorch for docs/parity.md and the README: minutes a model
 	@$(BIN)/python -m entscale_jax.parity.document docs/parity.md README.md
+	@$(BIN)/python -m entscale_jax.parity.entropy docs/parity.md
 
 parity-full: $(STAMP) ## Compare UNets of the published sizes with PyTorch, for docs/parity-full.md: hours, 11 GB of disk
 	@$(BIN)/python tests/parity/full_size.py docs/parity-full.md

@@ -1,11 +1,11 @@
-"""Attention with a static scale, and its exact entropy.
+"""Attention with a static scale, its kernels, and its exact entropy.
 
 Letters are those of `jax.nn`: B batch, T query positions, S key and value positions, N heads, H width of one head.
 The paper's N and T, token counts at the size drawn and in training, are the words `tokens` and `train_tokens`.
 """
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +13,91 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from .errors import UserError
+from .kernels import fused, plain
+from .kernels.plain import Statistics, accumulator
 from .scales import ScaleRule, Scaling
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "EntropyScaledAttention",
+    "Record",
+    "Statistics",
+    "accumulator",
+    "attention_entropy",
+    "attention_mean_entropy",
+    "attention_statistics",
+    "attention_with_statistics",
+    "dot_product_attention",
+]
 
 Record = Callable[[str, Float[Array, "B N"], Float[Array, "B N"]], None]
 """Takes a layer's name, its mean entropy and its mean logit gap per image and head, in nats, while tracing."""
 
-IMPLEMENTATIONS = ("xla", "chunked")
-_CHUNKED_LOGITS = 2**20
-"""Above so many logits in the whole call (4 MiB in float32) they no longer stay in a CPU's cache: see `_choose`."""
-_BLOCK_LOGITS = 2**20
-"""At most so many logits are held at once by the chunked kernel, unless `_BLOCK_ROWS` asks for more."""
-_BLOCK_ROWS = 64
-"""At least so many rows a block, which acts above 2^14 keys. Each block reads all keys and values: at 2^16, those of an
-autoencoder at 2048x2048 pixels, blocks of 16 rows took a CPU twice the time of blocks of 64 (16 MiB of logits)."""
+
+@dataclass(frozen=True)
+class _Call:
+    """What a kernel is chosen by, all of it known while tracing."""
+
+    platform: str
+    """`cpu`, `cuda`, `tpu` or another of JAX's."""
+    capability: float
+    """Of a CUDA device: 9.0 is Hopper; 0 elsewhere."""
+    dtype: jnp.dtype
+    head_dim: int
+    tokens: int
+    """Keys of a row."""
+    logits: int
+    """Of the whole call."""
+
+
+def _always(call: _Call) -> str | None:
+    return None
+
+
+def _cudnn_refuses(call: _Call) -> str | None:
+    """Source: `check_is_flash_attention` of jax 0.10's cuDNN bindings."""
+    widest = 256 if call.capability >= 9.0 else 128
+    if call.platform != "cuda":
+        return f"it needs a CUDA device, and this is {call.platform}"
+    if call.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it takes bfloat16 and float16, not {call.dtype.name}"
+    if call.head_dim % 8 or call.head_dim > widest:
+        return f"it takes head widths that 8 divides, up to {widest} on this device, not {call.head_dim}"
+    return None
+
+
+def _splash_refuses(call: _Call) -> str | None:
+    if call.platform != "tpu":
+        return f"it needs a TPU, and this is {call.platform}"
+    if call.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"it takes bfloat16 and float32, not {call.dtype.name}"
+    return None
+
+
+def _chunks_pay(call: _Call) -> bool:
+    """Whether all logits at once leave a CPU's cache, or are 1 GiB elsewhere. Measured: benchmarks/attention.py."""
+    return call.logits > (2**21 if call.platform == "cpu" else 2**28)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    refuses: Callable[[_Call], str | None]
+    """Why it can't run, None where it can."""
+    pays: Callable[[_Call], bool]
+    """Whether it is the one to take where it can run and no kernel above it does."""
+    rows: bool = True
+    """Whether it shows the logits of rows."""
+
+
+_KERNELS = {
+    "cudnn": _Kernel(_cudnn_refuses, lambda call: True, rows=False),
+    # Below one block of keys, such as a caption's, filling up to it costs more than one product of all.
+    "tpu_splash": _Kernel(_splash_refuses, lambda call: call.tokens >= fused.LANES, rows=False),
+    "chunked": _Kernel(_always, _chunks_pay),
+    "xla": _Kernel(_always, lambda call: True),
+}
+"""The table of kernels; `implementation=None` takes the first that runs and pays."""
+IMPLEMENTATIONS = tuple(_KERNELS)
 
 
 def dot_product_attention(
@@ -43,20 +115,37 @@ def dot_product_attention(
         key: keys.
         value: values.
         scale: a Python float, so that it is a literal of the compiled program; anything else is a TypeError.
-        implementation: `"xla"` forms all logits at once, `"chunked"` a block of them at a time; None chooses.
+        implementation: `"xla"` forms all logits at once, `"chunked"` a block of them at a time; `"cudnn"` is that of
+            CUDA, for half precision, `"tpu_splash"` that of TPUs. None chooses by device, dtype, head width and tokens.
 
     Source: Eq. 1 and 2 of the paper; layout and letters of `jax.nn.dot_product_attention`.
+    Raises UserError for an implementation that is unknown or can't run here.
     """
     check_scale(scale)
-    if _choose(implementation, query, key) == "xla":
-        weights = jax.nn.softmax(_logits(query, key, scale), axis=-1)
-        return jnp.einsum("BNTS,BSNH->BTNH", weights.astype(value.dtype), value)
+    match _choose(implementation, query, key):
+        case "cudnn":
+            return fused.cudnn(query, key, value, scale=scale)
+        case "tpu_splash":
+            return fused.splash(query, key, value, scale=scale)
+        case kernel:
+            return plain.attend(query, key, value, scale=scale, blocks=kernel == "chunked")
 
-    def attend(rows: Float[Array, "t H"], key: Float[Array, "S H"], value: Float[Array, "S H"]):
-        weights = jax.nn.softmax(_head_logits(rows, key, scale), axis=-1)
-        return weights.astype(value.dtype) @ value
 
-    return _map_blocks(attend, query, key, value)
+def attention_with_statistics(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    *,
+    scale: float,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T N H"], Statistics]:
+    """What `dot_product_attention` and `attention_statistics` return, in one pass where the kernel shows its rows."""
+    check_scale(scale)
+    kernel = _choose(implementation, query, key)
+    if _KERNELS[kernel].rows:
+        return plain.attend_and_measure(query, key, value, scale=scale, blocks=kernel == "chunked")
+    out = dot_product_attention(query, key, value, scale=scale, implementation=kernel)
+    return out, attention_statistics(query, key, scale=scale)
 
 
 def attention_entropy(
@@ -68,9 +157,11 @@ def attention_entropy(
 ) -> Float[Array, "B N T"]:
     """`-sum_j A_ij log A_ij` of every attention row, in nats, without holding more than a block of rows.
 
-    Computed as `log sum exp(l) - sum A l` with l the logits less their maximum. Source: the paper's Ent(A_i), Eq. 2.
+    Computed as `log sum exp(l) - sum A l` with l the logits less their maximum, in float32 or, for float64 inputs, in
+    float64. Source: the paper's Ent(A_i), Eq. 2. Raises UserError for a kernel that shows no rows: see
+    `attention_mean_entropy`.
     """
-    return attention_statistics(query, key, scale=scale, implementation=implementation)[0]
+    return attention_statistics(query, key, scale=scale, implementation=implementation).entropy
 
 
 def attention_statistics(
@@ -79,21 +170,29 @@ def attention_statistics(
     *,
     scale: float,
     implementation: str | None = None,
-) -> tuple[Float[Array, "B N T"], Float[Array, "B N T"]]:
-    """Entropy and logit gap of every attention row, in nats, without holding more than a block of rows.
+) -> Statistics:
+    """Entropy and logit gap of every attention row, in nats, without holding more than a block of rows."""
+    check_scale(scale)
+    kernel = _choose(implementation, query, key, rows=True)
+    return plain.measure(query, key, scale=scale, blocks=kernel == "chunked")
 
-    The logit gap `g` is the row's largest logit less the log of the mean of `exp(logit)` over its other tokens: what
-    the largest holds against them, since its share is `1 / (1 + (S - 1) exp(-g))`. 0 where attention is uniform.
+
+def attention_mean_entropy(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    *,
+    scale: float,
+    implementation: str | None = None,
+) -> Float[Array, "B N"]:
+    """The mean over rows of `attention_entropy`, by any kernel.
+
+    Kernels that show no rows give it by `fused.mean_entropy`, within 1e-2 nats in bfloat16; None takes no such kernel.
     """
     check_scale(scale)
-    if _choose(implementation, query, key) == "xla":
-        return _statistics(_logits(query, key, scale))
-
-    def statistics(rows: Float[Array, "t H"], key: Float[Array, "S H"]):
-        return jnp.stack(_statistics(_head_logits(rows, key, scale)), axis=-1)
-
-    found = jnp.moveaxis(_map_blocks(statistics, query, key), 1, 2)
-    return found[..., 0], found[..., 1]
+    if implementation is None or _KERNELS[_choose(implementation, query, key)].rows:
+        return attention_entropy(query, key, scale=scale, implementation=implementation).mean(axis=-1)
+    kernel = fused.cudnn_with_log_sum_exp if implementation == "cudnn" else fused.splash_with_log_sum_exp
+    return fused.mean_entropy(kernel, query, key, scale=scale)
 
 
 class EntropyScaledAttention(nnx.Module):
@@ -134,11 +233,30 @@ class EntropyScaledAttention(nnx.Module):
         """
         query, key, value = (split_heads(to(hidden), self.heads) for to in (self.to_q, self.to_k, self.to_v))
         scale = self.scale(hidden.shape[1], rule)
-        if record is not None:
-            first = slice(self.recorded)
-            entropy, gap = attention_statistics(query[first], key[first], scale=scale)
-            record(self.layer, entropy.mean(axis=-1), gap.mean(axis=-1))
-        return self.to_out[0](merge_heads(dot_product_attention(query, key, value, scale=scale)))
+        out = attend_and_record(query, key, value, scale=scale, layer=self.layer, record=record, first=self.recorded)
+        return self.to_out[0](merge_heads(out))
+
+
+def attend_and_record(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    *,
+    scale: float,
+    layer: str,
+    record: Record | None,
+    first: int | None = None,
+) -> Float[Array, "B T N H"]:
+    """`dot_product_attention`; hands `record` the means over rows of the first so many pictures, or of all."""
+    if record is None:
+        return dot_product_attention(query, key, value, scale=scale)
+    if first is None:
+        out, statistics = attention_with_statistics(query, key, value, scale=scale)
+    else:
+        out = dot_product_attention(query, key, value, scale=scale)
+        statistics = attention_statistics(query[:first], key[:first], scale=scale)
+    record(layer, *(values.mean(axis=-1) for values in statistics))
+    return out
 
 
 def projections(
@@ -173,63 +291,37 @@ def check_scale(scale: object) -> None:
         )
 
 
-def _choose(implementation: str | None, query: Array, key: Array) -> str:
-    if implementation is not None:
-        if implementation not in IMPLEMENTATIONS:
-            raise UserError(
-                f"unknown attention implementation {implementation!r}: use one of {', '.join(IMPLEMENTATIONS)}"
-            )
-        return implementation
-    logits = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1]
-    return "chunked" if logits > _CHUNKED_LOGITS else "xla"
-
-
-def accumulator(dtype: jnp.dtype | type) -> jnp.dtype:
-    """The dtype of logits, softmax and latents where weights are of `dtype`: float32, and float64 for float64."""
-    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
-
-
-def _logits(query: Array, key: Array, scale: float) -> Float[Array, "B N T S"]:
-    return scale * jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=accumulator(query.dtype))
-
-
-def _head_logits(rows: Array, key: Array, scale: float) -> Float[Array, "t S"]:
-    return scale * jnp.einsum("tH,SH->tS", rows, key, preferred_element_type=accumulator(rows.dtype))
-
-
-def _statistics(logits: Float[Array, "*rows S"]) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    exponentials = jnp.exp(shifted)
-    normaliser = exponentials.sum(axis=-1)
-    entropy = jnp.log(normaliser) - (exponentials * shifted).sum(axis=-1) / normaliser
-    tokens = logits.shape[-1]
-    positions = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    largest = positions == jnp.argmax(logits, axis=-1, keepdims=True)
-    # Summed without the largest, not by subtraction: of a sharp row nothing would be left. Both floors keep it finite.
-    others = jnp.where(largest, 0.0, exponentials).sum(axis=-1)
-    others = jnp.maximum(others, jnp.finfo(logits.dtype).tiny)
-    return entropy, math.log(max(tokens - 1, 1)) - jnp.log(others)
-
-
-def _map_blocks(function: Callable[..., Array], query: Array, *rest: Array) -> Float[Array, "B T N X"]:
-    """`function` over one head and one block of its query rows at a time, its logits recomputed in the gradient."""
-    batch, length, heads, _ = query.shape
-    rows = min(length, max(_BLOCK_ROWS, _BLOCK_LOGITS // rest[0].shape[1]))
-    blocks = -(-length // rows)
-    rows = -(-length // blocks)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * rows - length), (0, 0), (0, 0)))
-
-    def by_head(array: Array) -> Array:
-        return jnp.moveaxis(array, 2, 1).reshape(batch * heads, array.shape[1], -1)
-
-    @jax.checkpoint
-    def one_head(arrays: tuple[Array, ...]) -> Array:
-        head, *others = arrays
-        if blocks == 1:
-            return function(head, *others)
-        return jax.lax.map(lambda block: function(block, *others), head.reshape(blocks, rows, -1)).reshape(
-            blocks * rows, -1
+def _choose(implementation: str | None, query: Array, key: Array, *, rows: bool = False) -> str:
+    """The kernel asked for, or the first of the table that runs and pays; with `rows`, one that shows its rows."""
+    call = _describe(query, key)
+    if implementation is None:
+        fitting = {name: kernel for name, kernel in _KERNELS.items() if kernel.rows or not rows}
+        return next(name for name, kernel in fitting.items() if kernel.refuses(call) is None and kernel.pays(call))
+    if implementation not in _KERNELS:
+        raise UserError(f"unknown attention implementation {implementation!r}: use one of {', '.join(_KERNELS)}")
+    kernel = _KERNELS[implementation]
+    if rows and not kernel.rows:
+        raise UserError(
+            f"implementation {implementation!r} shows no rows, whose entropy cancels to 0.1 nats there: use "
+            "attention_mean_entropy, or leave implementation out"
         )
+    reason = kernel.refuses(call)
+    if reason is not None:
+        raise UserError(f"attention implementation {implementation!r} can't run: {reason}; leave it out to choose")
+    return implementation
 
-    out = jax.lax.map(one_head, (by_head(padded), *map(by_head, rest)))
-    return jnp.moveaxis(out.reshape(batch, heads, blocks * rows, -1), 1, 2)[:, :length]
+
+def _describe(query: Array, key: Array) -> _Call:
+    device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
+    platform = device if isinstance(device, str) else device.platform
+    capability = str(getattr(device, "compute_capability", ""))
+    if platform == "gpu" and capability.replace(".", "").isdigit():  # ROCm's are names
+        platform = "cuda"
+    return _Call(
+        platform=platform,
+        capability=float(capability) if platform == "cuda" else 0.0,
+        dtype=jnp.dtype(query.dtype),
+        head_dim=query.shape[3],
+        tokens=key.shape[1],
+        logits=query.shape[0] * query.shape[1] * query.shape[2] * key.shape[1],
+    )

@@ -1,6 +1,7 @@
 """The command `entscale`: each subcommand reads its arguments and calls one function of the library."""
 
 import os
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from .buckets import parse_size
 from .errors import UserError
+from .scales import Scaling
 
 app = typer.Typer(
     help="Draw at sizes that a diffusion model was not trained at, by the scale of its self-attention.",
@@ -309,6 +311,55 @@ def report(
 
 
 @app.command()
+def entropy(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")],
+    sizes: Annotated[str, typer.Option(help="WIDTHxHEIGHT of two token counts or more, with commas.")],
+    rules: Annotated[
+        str, typer.Option(help="With commas, such as entropy,fixed:0.8; original is always measured.")
+    ] = "original,entropy",
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="A caption, or a file with one a line; may be given again.", show_default=False),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Captions to draw. [default: all; 32 of the built-in model]", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Strength of guidance; 1 draws without it. [default: 7.5; 2 for scenes]", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Picture i is drawn with seed + i.")] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures at once.")] = 8,
+    train_size: TrainSize = None,
+    out: Annotated[Path, typer.Option(help="Folder for values and figures.")] = Path("runs/entropy"),
+    document: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write section `entropy` of this document, such as docs/method.md, and its pictures beside it.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure the entropy of self-attention at many sizes: its line against log N, and what each rule brings back."""
+    from .entropy_study import Plan, read_prompts
+    from .reports.entropy_command import Job, run
+
+    plan = Plan(
+        sizes=tuple(parse_size(text) for text in sizes.split(",") if text.strip()),
+        rules=tuple(_rule(text.strip()) for text in rules.split(",") if text.strip()),
+        captions=read_prompts(prompts or (), count, model),
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        batch=batch,
+    )
+    command = shlex.join(["entscale", *sys.argv[1:]])
+    job = Job(model=model, plan=plan, train_size=_size(train_size), out=out, document=document, command=command)
+    run(job, Console(stderr=True))
+
+
+@app.command()
 def parity(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT in pixels.")],
     model: Model = "scenes",
@@ -334,6 +385,27 @@ def parity(
         )
     print_table(rows)
     raise typer.Exit(exit_status(rows))
+
+
+@app.command()
+def profile(
+    model: Annotated[
+        str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")
+    ] = "scenes",
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT; the training size if not given.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 5,
+    rule: Annotated[str, typer.Option(help="Of self-attention.")] = "entropy",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    out: Annotated[Path, typer.Option(help="A folder for the trace, which XProf and TensorBoard open.")] = Path(
+        "runs/profile"
+    ),
+) -> None:
+    """Draw one picture under JAX's profiler; print where its time goes, by module and by operation."""
+    from .profiling import print_profile, profile_picture
+
+    found = profile_picture(model, out, size=_size(size), steps=steps, rule=rule, dtype=dtype)
+    print_profile(found, Console())
+    print(f"trace: {out}")
 
 
 @train_app.command("scenes")
@@ -384,6 +456,12 @@ def _seeds(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--seeds {text!r} is no list of whole numbers: write 0, or 0,1000") from None
+
+
+def _rule(text: str) -> Scaling:
+    """A rule's name; `fixed` with its multiplier of all levels, as fixed:0.8."""
+    name, _, multiplier = text.partition(":")
+    return Scaling.of(name, _multiplier(multiplier) if multiplier else 1.0)
 
 
 def _multiplier(text: str) -> float | tuple[float, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from .batches import batch_groups, check_limit
 from .models import AutoencoderKL, VQModel
+from .models.convolution import prepared
 from .models.tiling import by_tiles, decoding_tiles, encoding_tiles
 from .program_cache import ProgramCache
 from .sampling import Latents
@@ -80,7 +81,7 @@ class FirstStage:
         self._drawing(moments, noise)
 
     def _model(self, weights: nnx.State) -> Any:
-        return nnx.merge(self._graph, weights)
+        return prepared(nnx.merge(self._graph, weights))
 
     def _decode_whole(self, latents: Any) -> UInt8[Array, "batch H W 3"]:
         return self._decoding(latents)(self._weights, latents)

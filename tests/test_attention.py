@@ -1,6 +1,8 @@
 """Attention and its entropy against NumPy in float64, and the scale's type."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,15 @@ import pytest
 from flax import nnx
 
 from entscale_jax import EntropyScaledAttention, Scaling, UserError, attention_entropy, dot_product_attention
-from entscale_jax.attention import attention_statistics, check_scale
+from entscale_jax.attention import (
+    _KERNELS,
+    _Call,
+    _choose,
+    attention_mean_entropy,
+    attention_statistics,
+    attention_with_statistics,
+    check_scale,
+)
 
 # Co-prime sizes, so that a swapped axis can't pass.
 B, T, S, N, H = 2, 13, 17, 3, 5
@@ -102,8 +112,8 @@ def test_entropy_stays_finite_at_huge_logits():
 
 @pytest.mark.parametrize("rows", [7, 64, 100])
 def test_blocks_of_rows_equal_the_whole(rows, monkeypatch):
-    monkeypatch.setattr("entscale_jax.attention._BLOCK_LOGITS", 32 * S)
-    monkeypatch.setattr("entscale_jax.attention._BLOCK_ROWS", 1)
+    monkeypatch.setattr("entscale_jax.kernels.plain._BLOCK_LOGITS", 32 * S)
+    monkeypatch.setattr("entscale_jax.kernels.plain._BLOCK_ROWS", 1)
     query, key, value = arrays(rows=rows)
     found = dot_product_attention(query, key, value, scale=0.5, implementation="chunked")
     np.testing.assert_allclose(
@@ -113,8 +123,8 @@ def test_blocks_of_rows_equal_the_whole(rows, monkeypatch):
 
 @pytest.mark.parametrize("rows", [7, 16, 37])
 def test_blocks_of_rows_equal_numpy_in_float64(rows, monkeypatch):
-    monkeypatch.setattr("entscale_jax.attention._BLOCK_LOGITS", 1)
-    monkeypatch.setattr("entscale_jax.attention._BLOCK_ROWS", 8)
+    monkeypatch.setattr("entscale_jax.kernels.plain._BLOCK_LOGITS", 1)
+    monkeypatch.setattr("entscale_jax.kernels.plain._BLOCK_ROWS", 8)
     with jax.enable_x64(True):
         query, key, value = arrays(np.float64, rows=rows)
         wanted = np.einsum("bnts,bsnh->btnh", reference_weights(query, key, 0.7), np.asarray(value))
@@ -131,14 +141,14 @@ def _lowered(batch, tokens, heads, head_dim):
     return jax.jit(lambda *arrays: dot_product_attention(*arrays, scale=0.125)).lower(query, query, query).as_text()
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(65_536, 64), (65_537, 64), (4096, 256)])
+@pytest.mark.parametrize(("tokens", "rows"), [(65_536, 256), (65_537, 256), (4096, 256), (1500, 256)])
 def test_blocks_are_not_too_narrow_and_no_array_holds_all_logits(tokens, rows, monkeypatch):
     text = _lowered(1, tokens, 1, 512)
     assert f"x{tokens}xf32>" in text  # of a block
     assert f"{tokens}x{tokens}xf32>" not in text
     heights = {int(found) for found in re.findall(rf"tensor<(\d+)x{tokens}xf32>", text)}
-    assert rows - 1 <= max(heights) <= rows
-    monkeypatch.setattr("entscale_jax.attention._CHUNKED_LOGITS", tokens**2)
+    assert rows - 6 <= max(heights) <= rows
+    monkeypatch.setitem(_KERNELS, "chunked", replace(_KERNELS["chunked"], pays=lambda call: False))
     assert f"{tokens}x{tokens}xf32>" in _lowered(1, tokens, 1, 512)
 
 
@@ -210,3 +220,132 @@ def test_module_records_entropy_and_logit_gap_and_draws_the_same():
     entropy, gap = seen["attn1"]
     np.testing.assert_allclose(entropy, -(weights * np.log(weights)).sum(-1).mean(-1), atol=5e-6)
     np.testing.assert_allclose(gap, reference_gap(logits).mean(-1), atol=5e-6)
+
+
+@pytest.mark.parametrize(("deviation", "bound"), [(1, 1e-5), (3, 1e-5), (12, 3e-5)])
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 160])
+def test_streamed_entropy_and_output_equal_float64(head_dim, deviation, bound):
+    rng = np.random.default_rng(head_dim)
+    query, key = (jnp.asarray(rng.standard_normal((1, tokens, 2, head_dim)), jnp.float32) for tokens in (300, 784))
+    value = jnp.asarray(rng.uniform(-1, 1, (1, 784, 2, head_dim)), jnp.float32)
+    scale = deviation / head_dim**0.5  # products of unit normal vectors have the deviation sqrt(d)
+    weights = reference_weights(query, key, scale)
+    entropy = -(weights * np.log(np.maximum(weights, 1e-300))).sum(-1)
+    wanted = np.einsum("bnts,bsnh->btnh", weights, value)
+    out, found = attention_with_statistics(query, key, value, scale=scale, implementation="chunked")
+    out_wrong, wrong = attention_with_statistics(query, key, value, scale=scale * 1.001, implementation="chunked")
+    assert np.abs(np.asarray(found.entropy) - entropy).max() <= bound
+    assert np.abs(np.asarray(wrong.entropy) - entropy).max() > 10 * bound
+    assert np.abs(np.asarray(out) - wanted).max() <= 1e-5
+    assert np.abs(np.asarray(out_wrong) - wanted).max() > 10 * 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["xla", "chunked"])
+def test_statistics_in_one_pass_are_those_of_two(implementation):
+    query, key, value = arrays()
+    out, found = attention_with_statistics(query, key, value, scale=0.7, implementation=implementation)
+    np.testing.assert_array_equal(
+        out, dot_product_attention(query, key, value, scale=0.7, implementation=implementation)
+    )
+    for one, other in zip(found, attention_statistics(query, key, scale=0.7), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_float64_entropy_is_float64_in_one_pass():
+    with jax.enable_x64(True):
+        query, key, value = arrays(np.float64)
+        weights = reference_weights(query, key, 1.3)
+        _, found = attention_with_statistics(query, key, value, scale=1.3)
+        assert found.entropy.dtype == found.logit_gap.dtype == jnp.float64
+        np.testing.assert_allclose(found.entropy, -(weights * np.log(weights)).sum(-1), rtol=1e-13)
+        np.testing.assert_allclose(found.logit_gap, reference_gap(reference_logits(query, key, 1.3)), rtol=1e-12)
+
+
+def test_logit_gap_counts_all_but_one_of_equal_largest_logits():
+    query = jnp.ones((1, 1, 1, 1))
+    key = jnp.asarray([2.0, 2.0, 0.0]).reshape(1, 3, 1, 1)
+    found = attention_statistics(query, key, scale=1.0).logit_gap
+    np.testing.assert_allclose(found, [[[2.0 - np.log((np.exp(2.0) + 1.0) / 2)]]], rtol=1e-6)
+
+
+def _peak_beyond(function, *arrays):
+    """The result, and the bytes that this process held at most meanwhile beyond what it held before."""
+    program = jax.jit(function).lower(*arrays).compile()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
+    before = _resident("VmRSS")
+    return jax.block_until_ready(program(*arrays)), _resident("VmHWM") - before
+
+
+def _resident(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are Linux's to tell")
+def test_entropy_of_65_536_tokens_holds_a_block_of_logits_only():
+    """In CI 1,024 rows against all keys of 8 heads; benchmarks/entropy.py measures the whole."""
+    rng = np.random.default_rng(0)
+    query, key = (jnp.asarray(rng.standard_normal((1, tokens, 8, 40)), jnp.float32) for tokens in (1024, 65_536))
+    found, beyond = _peak_beyond(lambda *arrays: attention_entropy(*arrays, scale=0.2), query, key)
+    assert beyond < 2**30
+    _, whole = _peak_beyond(
+        lambda *arrays: attention_entropy(*arrays, scale=0.2, implementation="xla"), query[:, :256], key
+    )
+    assert whole > 2**30
+    rows = [0, 517, 1023]
+    weights = reference_weights(query[:, jnp.asarray(rows)], key, 0.2)
+    np.testing.assert_allclose(found[:, :, jnp.asarray(rows)], -(weights * np.log(weights)).sum(-1), atol=1e-5)
+
+
+def _call(**changes):
+    sizes = {"dtype": jnp.dtype(jnp.bfloat16), "head_dim": 40, "tokens": 4096, "logits": 2**28}
+    return _Call(**{"platform": "cpu", "capability": 0.0, **sizes, **changes})
+
+
+@pytest.mark.parametrize(
+    ("call", "chosen"),
+    [
+        (_call(), "chunked"),
+        (_call(logits=2**20), "xla"),
+        (_call(platform="cuda", capability=8.0), "cudnn"),
+        (_call(platform="cuda", capability=8.0, head_dim=160, logits=2**20), "xla"),
+        (_call(platform="cuda", capability=9.0, head_dim=160), "cudnn"),
+        (_call(platform="cuda", capability=9.0, dtype=jnp.dtype(jnp.float32)), "xla"),
+        (_call(platform="cuda", capability=9.0, dtype=jnp.dtype(jnp.float32), logits=2**30), "chunked"),
+        (_call(platform="cuda", capability=9.0, head_dim=36), "xla"),
+        (_call(platform="tpu"), "tpu_splash"),
+        (_call(platform="tpu", dtype=jnp.dtype(jnp.float32), head_dim=160), "tpu_splash"),
+        (_call(platform="tpu", tokens=77), "xla"),
+        (_call(platform="tpu", dtype=jnp.dtype(jnp.float16)), "xla"),
+        (_call(platform="rocm"), "xla"),
+    ],
+)
+def test_the_kernel_follows_device_dtype_head_width_and_tokens(call, chosen, monkeypatch):
+    monkeypatch.setattr("entscale_jax.attention._describe", lambda query, key: call)
+    query, key, _ = arrays()
+    assert _choose(None, query, key) == chosen
+    assert _choose(None, query, key, rows=True) in ("xla", "chunked")
+    refused = {name: kernel.refuses(call) for name, kernel in _KERNELS.items()}
+    for name, reason in refused.items():
+        if reason is None:
+            assert _choose(name, query, key) == name
+            continue
+        with pytest.raises(UserError, match=f"'{name}' can't run: it (needs|takes)"):
+            _choose(name, query, key)
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "tpu_splash"])
+def test_rows_are_not_asked_of_a_kernel_that_shows_none(implementation):
+    query, key, value = arrays()
+    with pytest.raises(UserError, match="shows no rows"):
+        attention_entropy(query, key, scale=0.5, implementation=implementation)
+    with pytest.raises(UserError, match=r"can't run: it needs a (CUDA device|TPU), and this is cpu"):
+        dot_product_attention(query, key, value, scale=0.5, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", [None, "xla", "chunked"])
+def test_mean_entropy_is_the_mean_over_rows(implementation):
+    query, key, _ = arrays()
+    found = attention_mean_entropy(query, key, scale=1.3, implementation=implementation)
+    weights = reference_weights(query, key, 1.3)
+    np.testing.assert_allclose(found, -(weights * np.log(weights)).sum(-1).mean(-1), atol=5e-6)

@@ -145,6 +145,7 @@ def test_inspect_refuses(entscale, tiny_folder, tmp_path):
         ("export",),
         ("sweep",),
         ("report",),
+        ("entropy",),
         ("parity",),
         ("train", "scenes"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from entscale_jax.models import UNet2DConditionConfig, UNet2DConditionModel
-from entscale_jax.sampling import DDIM, sample
+from entscale_jax.sampling import DDIM, denoise, sample
 from entscale_jax.weights.torch_format import AbstractRngs
 
 CONFIG = UNet2DConditionConfig(
@@ -24,21 +24,27 @@ CONFIG = UNet2DConditionConfig(
     attention_head_dim=(2, 4),
 )
 HEAD_DIMS = (8, 6)
+STATISTICS = (
+    "attention.attention_statistics",
+    "attention.attention_with_statistics",
+    "kernels.plain._statistics",
+)
+"""What computes entropies."""
 FLOAT = re.compile(r"(?<=dense<)-?\d+\.\d+(?:e[+-]\d+)?(?=>)")
 
 
-def _lower(rule, grid=(7, 13), **options):
+def _lower(rule, grid=(7, 13), draw=sample, **options):
     """The lowered sampler: two guided steps of a batch of two, no weights needed."""
     graph, weights = nnx.split(nnx.eval_shape(lambda: UNet2DConditionModel(CONFIG, rngs=AbstractRngs())))
     latents = jax.ShapeDtypeStruct((2, *grid, 4), jnp.float32)
     context = jax.ShapeDtypeStruct((2, 5, 12), jnp.float32)
 
-    def draw(weights, latents, context):
+    def call(weights, latents, context):
         unet = nnx.merge(graph, weights)
         arguments = {"schedule": DDIM(), "steps": 2, "unconditional": context, "guidance": 5.0, **options}
-        return sample(unet, latents, context, rule=rule, **arguments)
+        return draw(unet, latents, context, rule=rule, **arguments)
 
-    return jax.jit(draw).lower(weights, latents, context)
+    return jax.jit(call).lower(weights, latents, context)
 
 
 def _masked(text):
@@ -82,3 +88,19 @@ def test_flops_are_equal(lowered):
     flops = {rule: program.compile().cost_analysis()["flops"] for rule, program in lowered.items()}
     assert flops["original"] == flops["entropy"] > 1e6
     assert _lower("entropy", grid=(7, 14)).compile().cost_analysis()["flops"] > flops["entropy"]
+
+
+def test_what_is_not_measured_is_not_in_the_program(monkeypatch):
+    """With the statistics of attention removed altogether, the program is the same text; asked for, they are missed."""
+    plain = _lower("entropy").as_text()
+    measuring = _lower("entropy", draw=denoise, measure_entropy=True).as_text()
+    assert measuring.count("stablehlo.log ") > plain.count("stablehlo.log ")
+
+    def removed(*_, **__):
+        raise AssertionError("statistics are computed")
+
+    for name in STATISTICS:
+        monkeypatch.setattr(f"entscale_jax.{name}", removed)
+    assert _lower("entropy").as_text() == plain
+    with pytest.raises(AssertionError, match="statistics are computed"):
+        _lower("entropy", draw=denoise, measure_entropy=True)

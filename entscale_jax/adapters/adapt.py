@@ -36,6 +36,8 @@ def adapt(
     query: str | None = None,
     inputs: tuple[Any, ...] | None = None,
     arithmetic: Arithmetic | str | None = None,
+    measure_entropy: bool = False,
+    key: str | None = None,
 ) -> Adapted:
     """A copy of `model` whose self-attention has the scale of `rule` at every size, and a report of its layers.
 
@@ -62,6 +64,9 @@ def adapt(
         inputs: for linen modules of your own, arrays or shapes of one call, by which layers are found.
         arithmetic: for diffusers' Flax UNet, `torch` computes PyTorch's GELU and epsilon, which differ; None or `flax`
             what the class computes.
+        measure_entropy: makes a model of JAX sow the entropy of each layer it adapts, which `report.entropy` reads;
+            without it programs are as they were. In PyTorch the function `measure_entropy` does this.
+        key: for modules of your own that measure, the child whose output is the keys, as `query` is that of queries.
 
     Raises UserError where nothing matches, an attention layer is in neither list, a training size can't be derived,
     a kernel's scale can't be reached, or the class is not known.
@@ -78,6 +83,8 @@ def adapt(
         query=query,
         inputs=inputs,
         arithmetic=_arithmetic(arithmetic),
+        measure_entropy=measure_entropy,
+        key=key,
     )
     adapted = _adapter(model)(model, options)
     if options.scaling.train_entropy is not None:

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..weights.flax_format import Arithmetic
 from .flax_mends import ATTENTION, ChunkCheck, GridMender, TorchArithmetic
 from .layers import Reach, attention_layers, level_of
+from .linen_entropy import measurer
 from .linen_modules import Plan, adapted, original, trace
 from .options import Options
 from .report import Adapted, AdaptedLayer, Grids, Report
@@ -35,6 +36,8 @@ def adapt_flax(model: Any, options: Options) -> Adapted:
         return adapt_unet(model, options, factor=1)
     if not kinds & set(_PIPELINES):
         raise UserError(f"{name} is not known: of diffusers' Flax, adapt takes {', '.join((_UNET, *_PIPELINES))}")
+    if options.measure_entropy:
+        raise UserError(f"a {name} hands nothing on that its UNet sows: measure adapt(pipe.unet, measure_entropy=True)")
     unet, report = adapt_unet(model.unet, options, factor=model.vae_scale_factor, owner=name)
     pipeline = copy.copy(model)
     pipeline.unet = unet
@@ -43,7 +46,7 @@ def adapt_flax(model: Any, options: Options) -> Adapted:
 
 def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET) -> Adapted:
     """A UNet of diffusers' Flax, or one that is built like it. `factor` is what sizes have to a cell."""
-    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs")
+    options.refuse(owner, "layers", "leave", "train_tokens", "tokens", "query", "inputs", "key")
     model = original(model)
     grids = Grids(len(model.block_out_channels), factor, "cells" if factor == 1 else "pixels")
     options.scaling.check_levels(grids.levels)
@@ -51,11 +54,12 @@ def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET)
     config = getattr(model, "config", model)
     train_size = options.train_size or grids.train_size(getattr(config, "sample_size", None), owner)
     train_tokens = grids.tokens(*train_size)
-    modules, left = _attention(model, grids.grid(*train_size))
+    found, modules, left = _attention(model, grids.grid(*train_size))
     layers = tuple(_layer(path, module, train_tokens) for path, module in modules.items())
     arithmetic = ((TorchArithmetic, ()),) if options.arithmetic is Arithmetic.TORCH else ()
     mends = ((GridMender, (grids.levels,)), (ChunkCheck, ()), *arithmetic)
-    plan = Plan(options.scaling, tuple((layer, Reach(_QUERY)) for layer in layers), mends)
+    reaches = tuple((layer, Reach(_QUERY)) for layer in layers)
+    plan = Plan(options.scaling, reaches, mends, measurer(found, reaches, options))
     report = Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens)
     return Adapted(adapted(model, plan), report)
 
@@ -66,8 +70,8 @@ def check_installed(kind: type) -> None:
         raise UserError(f"{kind.__name__} is not installed: diffusers had Flax up to 0.39; {INSTALL}")
 
 
-def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Self-attention of a UNet by path, and the paths of its cross-attention, from an abstract call at `grid`."""
+def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """All modules, self-attention by path, and the paths of cross-attention, from an abstract call at `grid`."""
     calls: dict[str, bool] = {}
     mender = GridMender(len(model.block_out_channels))
 
@@ -88,7 +92,7 @@ def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple
         raise UserError(
             f"nothing matched: {type(model).__name__} has no self-attention, only {', '.join(calls) or 'none'}"
         )
-    return selves, tuple(path for path, alone in calls.items() if not alone)
+    return found, selves, tuple(path for path, alone in calls.items() if not alone)
 
 
 def unet_inputs(model: Any, grid: tuple[int, int]) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ from .report import AdaptedLayer
 Modules = Mapping[str, Any]
 """Path -> module, the root's path being empty."""
 QUERIES = ("to_q", "query", "q_proj", "q")
-_QUERY_NORMS = ("norm_q", "q_norm", "query_norm", "query_ln", "norm_query", "ln_q")
+QUERY_NORMS = ("norm_q", "q_norm", "query_norm", "query_ln", "norm_query", "ln_q")
 _CONTEXTS = ("context", "encoder_hidden_states", "inputs_k", "inputs_kv", "key")
 _HEADS = ("heads", "num_heads", "n_heads")
 _HEAD_DIMS = ("head_dim", "dim_head", "d_head")
@@ -91,7 +91,7 @@ def reach_of(found: Modules, path: str, query: str | None) -> Reach:
             f"the scale of {shown(path)}, a {type(found[path]).__name__}, can't be reached: its call takes no scale "
             f"and it has no child {', '.join(QUERIES)}; name its query projection by query=, one of {_listed(names)}"
         )
-    if norm := next((name for name in _QUERY_NORMS if name in names), None):
+    if norm := next((name for name in QUERY_NORMS if name in names), None):
         raise UserError(
             f"the scale of {shown(path)} can't be reached at {projection!r}: {norm!r} normalises queries after it; "
             f"give query={norm!r} where that is the last step before attention"
@@ -123,11 +123,16 @@ def level_of(path: str, levels: int) -> int:
     return levels - 1
 
 
-def call_tokens(layer: str, kind: type, args: tuple, kwargs: Mapping[str, Any]) -> int:
-    """N of one call of a self-attention, `args` without self. Raises UserError where there is none, or a context."""
+def call_arguments(kind: type, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a call was given first, its tokens, and all that it was given by name; `args` without self."""
     names = list(_parameters(kind))[1:]
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
-    hidden = next((given[name] for name in names if name in given), None)
+    return next((given[name] for name in names if name in given), None), given
+
+
+def call_tokens(layer: str, kind: type, args: tuple, kwargs: Mapping[str, Any]) -> int:
+    """N of one call of a self-attention, `args` without self. Raises UserError where there is none, or a context."""
+    hidden, given = call_arguments(kind, args, kwargs)
     for name in _CONTEXTS:
         if given.get(name) is not None and given[name] is not hidden:
             raise UserError(f"{shown(layer)} was given {name}: it is cross-attention, whose scale stays; leave it out")

@@ -20,6 +20,7 @@ from ..attention import accumulator
 from ..errors import UserError
 from ..scales import Scaling
 from .layers import Reach, call_tokens, classify, described, reach_of, shown
+from .linen_entropy import measurer
 from .options import Options
 from .report import Adapted, AdaptedLayer, Report
 
@@ -45,6 +46,8 @@ class Plan:
     layers: tuple[tuple[AdaptedLayer, Reach], ...]
     mends: tuple[tuple[Callable[..., Step], tuple[Any, ...]], ...] = ()
     """Further steps: what makes them, anew for each call, and its arguments."""
+    outer: tuple[tuple[Callable[..., Step], tuple[Any, ...]], ...] = ()
+    """Those to which queries come multiplied."""
 
 
 def adapted(model: linen.Module, plan: Plan) -> Any:
@@ -68,7 +71,8 @@ def adapt_linen(model: linen.Module, options: Options) -> Adapted:
     found = trace(model, *options.inputs)
     chosen, left = classify(name, found, options)
     layers = described(found, chosen, options.train_tokens_of(name, chosen))
-    plan = Plan(options.scaling, tuple((layer, reach_of(found, layer.path, options.query)) for layer in layers))
+    reaches = tuple((layer, reach_of(found, layer.path, options.query)) for layer in layers)
+    plan = Plan(options.scaling, reaches, outer=measurer(found, reaches, options))
     report = Report(name, options.scaling, layers, left, options.train_size, tokens=options.tokens)
     return Adapted(adapted(original(model), plan), report)
 
@@ -189,7 +193,8 @@ def _steps(root: linen.Module, plan: Plan, *, whole: bool) -> Iterator[None]:
     active.add(id(root))
     try:
         with ExitStack() as stack:
-            for step in (scaler, *(make(*arguments) for make, arguments in plan.mends)):
+            outer, inner = ([make(*arguments) for make, arguments in steps] for steps in (plan.outer, plan.mends))
+            for step in (*outer, scaler, *inner):
                 methods = getattr(step, "methods", _CALL)
                 stack.enter_context(linen.intercept_methods(_interceptor(root.path, step, methods)))
             yield

@@ -14,9 +14,13 @@ from flax import linen, nnx
 from ..errors import UserError
 from ..scales import Scaling
 from .diffusers_flax import adapt_flax, adapt_unet
+from .entropy import mean_entropy
 from .layers import Reach, attention_layers, described, shown
+from .linen_entropy import measurer, sow, sows
 from .linen_modules import Plan, adapt_linen, adapted, multiplied, original, trace
-from .nnx_modules import LayerPlan, adapt_nnx, plan_of, put, set_scale, structural_copy, submodules
+from .nnx_classes import LayerPlan, plan_of, put, structural_copy, submodules
+from .nnx_entropy import sow as sow_nnx
+from .nnx_modules import adapt_nnx, set_scale
 from .options import Options, choose
 from .report import Adapted, AdaptedLayer, Report
 
@@ -89,7 +93,7 @@ def _adapt_nnx(model: nnx.Module, options: Options) -> Adapted:
     if not operations:
         return adapt_nnx(model, options)
     name = type(model).__name__
-    options.refuse(name, "arithmetic", "inputs")
+    options.refuse(name, "arithmetic", "inputs", "key")
     if not any(_attends_alone(found, path, operation) for path, operation in operations.items()):
         options.refuse(name, "query")
     layers, left = _layers(name, found, operations, _roles(found, operations), options)
@@ -99,10 +103,18 @@ def _adapt_nnx(model: nnx.Module, options: Options) -> Adapted:
 
 
 def _set_scale(found: dict[str, Any], layer: AdaptedLayer, operation: str, options: Options) -> None:
+    plan = LayerPlan(layer, options.scaling)
     if not _attends_alone(found, layer.path, operation):
-        put(_multiplying, found[operation], LayerPlan(layer, options.scaling), "apply_attention")
+        put(_multiplying, found[operation], plan, "apply_attention")
+        if options.measure_entropy:
+            put(_measuring, found[operation], plan, "apply_attention")
         return
     holder = found[layer.path]
+    if options.measure_entropy:
+        raise UserError(
+            f"the entropy of {shown(layer.path)} can't be measured: {type(holder).__name__} has a kernel of its own, "
+            "and what it does to queries and keys before can't be known"
+        )
     names = (options.query,) if options.query else _OWN_KERNEL.get(type(holder).__name__, ())
     child = next((name for name in names if f"{layer.path}/{name}".removeprefix("/") in found), None)
     if child is None:
@@ -129,6 +141,28 @@ def _multiplying(kind: type) -> Callable:
     return apply_attention
 
 
+def _measuring(kind: type) -> Callable:
+    def apply_attention(
+        self: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        plan = plan_of(self)
+        sow_nnx(self, _entropy(self, _scaled(plan.layer, plan.scaling, query, key), key, attention_mask))
+        return kind.apply_attention(self, query, key, value, attention_mask, *args, **kwargs)
+
+    return apply_attention
+
+
+def _entropy(operation: Any, query: Any, key: Any, mask: Any) -> Any:
+    """[B N] of what a kernel is given: queries multiplied, [B T D] or [B N T H], and a mask [B S] of keys to read."""
+    query, key = (
+        array.swapaxes(1, 2) if array.ndim == 4 else array.reshape(*array.shape[:2], operation.heads, -1)
+        for array in (query, key)
+    )
+    own = operation.use_memory_efficient_attention
+    scale = query.shape[-1] ** -0.5 if own else float(operation.scale)
+    return mean_entropy(query, key, scale=scale, mask=None if mask is None else mask.astype(bool))
+
+
 def _scaled(layer: AdaptedLayer, scaling: Scaling, query: Any, key: Any) -> Any:
     """A query [B T D] or [B N T H] of one call, multiplied. Raises UserError where keys are not its own."""
     tokens, keys = query.shape[-2], key.shape[-2]
@@ -148,11 +182,12 @@ def _adapt_linen(model: linen.Module, options: Options) -> Adapted:
     operations = _operations(found, _OPERATION)
     if not operations:
         return adapt_linen(model, options)
-    options.refuse(name, "arithmetic", "query")
+    options.refuse(name, "arithmetic", "query", "key")
     layers, left = _layers(name, found, operations, roles, options)
-    with_query = tuple((layer, Reach(_QUERY)) for layer in layers if _is(found[layer.path], _ATTENTION))
     without = tuple((layer, operations[layer.path]) for layer in layers if not _is(found[layer.path], _ATTENTION))
-    plan = Plan(options.scaling, with_query, ((_Operations, (options.scaling, without)),))
+    with_query = tuple((layer, Reach(_QUERY)) for layer in layers if _is(found[layer.path], _ATTENTION))
+    arguments = options.scaling, without, options.measure_entropy
+    plan = Plan(options.scaling, with_query, ((_Operations, arguments),), measurer(found, with_query, options))
     report = Report(name, options.scaling, layers, left, options.train_size, tokens=options.tokens)
     return Adapted(adapted(model, plan), report)
 
@@ -186,12 +221,12 @@ def _found(model: Any, options: Options) -> tuple[dict[str, Any], dict[str, bool
 
 
 class _Operations:
-    """The step that multiplies the query of planned operations."""
+    """The step that multiplies the query of planned operations, and measures them if asked."""
 
     methods = ("apply_attention",)
 
-    def __init__(self, scaling: Scaling, layers: tuple[tuple[AdaptedLayer, str], ...]):
-        self.scaling = scaling
+    def __init__(self, scaling: Scaling, layers: tuple[tuple[AdaptedLayer, str], ...], measure: bool):
+        self.scaling, self.measure = scaling, measure
         self.layers = {operation: layer for layer, operation in layers}
 
     def __call__(self, path: str, module: Any, proceed: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -200,6 +235,8 @@ class _Operations:
             return proceed(*args, **kwargs)
         given = dict(zip(("query", "key", "value", "attention_mask"), args, strict=False)) | kwargs
         query = _scaled(self.layers[path], self.scaling, given["query"], given["key"])
+        if self.measure and sows(module):
+            sow(module, _entropy(module, query, given["key"], given.get("attention_mask")))
         return proceed(**{**given, "query": query})
 
 

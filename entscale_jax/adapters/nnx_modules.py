@@ -7,30 +7,21 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from flax import nnx
 
 from ..errors import UserError
 from ..scales import Scaling
+from .entropy import logits_of
 from .layers import Reach, call_tokens, classify, described, reach_of, shown
 from .linen_modules import multiplied
+from .nnx_classes import LayerPlan, become, plan_of, put, structural_copy, submodules
+from .nnx_entropy import measure
 from .options import Options
 from .report import Adapted, AdaptedLayer, Report
 
-_PLAN, _ORIGINAL = "entscale_plan", "entscale_original"
 _CALLS = threading.local()
-Calling = Callable[[type], Callable]
-"""From the user's class, the method that stands in place of its own and calls it."""
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What an adapted attention knows of itself, as a static attribute, so that equal plans make equal graphs."""
-
-    layer: AdaptedLayer
-    scaling: Scaling
 
 
 def adapt_nnx(model: nnx.Module, options: Options) -> Adapted:
@@ -42,24 +33,12 @@ def adapt_nnx(model: nnx.Module, options: Options) -> Adapted:
     chosen, left = classify(name, found, options)
     layers = described(found, chosen, options.train_tokens_of(name, chosen))
     for layer in layers:
-        set_scale(found, layer, options.scaling, reach_of(found, layer.path, options.query))
+        reach = reach_of(found, layer.path, options.query)
+        logits = logits_of(found, layer.path, reach, options.key) if options.measure_entropy else None
+        set_scale(found, layer, options.scaling, reach)
+        if logits is not None:
+            measure(found, layer, options.scaling, reach, logits)
     return Adapted(copy, Report(name, options.scaling, layers, left, options.train_size, tokens=options.tokens))
-
-
-def structural_copy(model: nnx.Module) -> Any:
-    """The same modules and variables anew around the same arrays, adapted ones as they were before."""
-    copy = nnx.clone(model)
-    for _, module in nnx.iter_modules(copy):
-        if original := vars(type(module)).get(_ORIGINAL):
-            module.__class__ = original
-            if hasattr(module, _PLAN):
-                delattr(module, _PLAN)
-    return copy
-
-
-def submodules(model: nnx.Module) -> dict[str, Any]:
-    """Every submodule by its path, `/` between the parts."""
-    return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
 
 
 def set_scale(found: dict[str, Any], layer: AdaptedLayer, scaling: Scaling, reach: Reach) -> None:
@@ -70,18 +49,7 @@ def set_scale(found: dict[str, Any], layer: AdaptedLayer, scaling: Scaling, reac
         return
     put(_scaling_queries, module, plan)
     query = found[f"{layer.path}/{reach.child}".removeprefix("/")]
-    query.__class__ = _subclass(type(query), _multiplied, "__call__")
-
-
-def put(calling: Calling, module: Any, plan: LayerPlan, method: str = "__call__") -> None:
-    """Makes a module, in a copy, one of a class whose `method` is `calling` of its own and finds the plan."""
-    setattr(module, _PLAN, plan)
-    module.__class__ = _subclass(type(module), calling, method)
-
-
-def plan_of(module: Any) -> LayerPlan:
-    """What a module that was given a plan knows of itself."""
-    return getattr(module, _PLAN)
+    become(_multiplied, query)
 
 
 def _taking_scale(kind: type) -> Callable:
@@ -142,10 +110,3 @@ def _call(layer: AdaptedLayer, multiplier: float) -> Iterator[None]:
 def _planned(module: Any, kind: type, args: tuple, kwargs: dict[str, Any]) -> tuple[LayerPlan, int]:
     plan = plan_of(module)
     return plan, call_tokens(plan.layer.path, kind, args, kwargs)
-
-
-@cache
-def _subclass(kind: type, calling: Calling, method: str) -> type:
-    """The user's class under its own name with another method. One base alone lets an object change to it."""
-    described = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind,), {**described, method: calling(kind), _ORIGINAL: kind})

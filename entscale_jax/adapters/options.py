@@ -28,10 +28,12 @@ class Options:
     query: str | None = None
     inputs: tuple[Any, ...] | None = None
     arithmetic: Arithmetic | None = None
+    measure_entropy: bool = False
+    key: str | None = None
 
     def refuse(self, model: str, *names: str) -> None:
         """Raises UserError where the caller gave one of these, which mean nothing for this kind of model."""
-        if given := [name for name in names if getattr(self, name) not in (None, ())]:
+        if given := [name for name in names if getattr(self, name) not in (None, (), False)]:
             raise UserError(f"{', '.join(given)} can't be given for a {model}: leave it out")
 
     def train_tokens_of(self, model: str, paths: tuple[str, ...]) -> dict[str, int]:

@@ -4,9 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jaxtyping import Array
+
 from ..buckets import Bucket, token_counts
 from ..errors import UserError
 from ..scales import Scaling, UndefinedScale
+from .sown import read
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,16 @@ class Report:
         ]
         lines = [head, ("---",) * len(head), *rows]
         return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+    def entropy(self, intermediates: Any) -> dict[str, Array]:
+        """Layer -> [calls, batch, heads] in nats, mean over rows, of what an adapted model of JAX sowed.
+
+        Args:
+            intermediates: linen's collection of that name, or the state of `nnx.capture` or `nnx.pop`.
+
+        Raises UserError for a layer without one.
+        """
+        return read(intermediates, tuple(layer.path for layer in self.layers))
 
     def __str__(self) -> str:
         size = "" if self.train_size is None else f" trained at {self.train_size[1]}x{self.train_size[0]} {self.unit}"

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..attention import accumulator
+from .convolution import Conv
 
 Images = Float[Array, "batch height width channels"]
 Mapped = Float[Array, "batch new_height new_width new_channels"]
@@ -26,9 +27,9 @@ class Layers:
             size_in, size_out, use_bias=use_bias, dtype=self.dtype, param_dtype=self.dtype, rngs=self.rngs
         )
 
-    def conv(self, size_in: int, size_out: int, kernel: int = 3, *, stride: int = 1, padding: int = 1) -> nnx.Conv:
+    def conv(self, size_in: int, size_out: int, kernel: int = 3, *, stride: int = 1, padding: int = 1) -> Conv:
         """A square convolution with the same padding on each side."""
-        return nnx.Conv(
+        return Conv(
             size_in,
             size_out,
             (kernel, kernel),
@@ -125,11 +126,12 @@ class ResnetBlock2D(nnx.Module):
 
     def __call__(self, hidden: Images, time: Float[Array, "batch features"] | None = None) -> Mapped:
         """[batch height width channels], the channels becoming `size_out`."""
-        residual = self.conv_shortcut(hidden) if hasattr(self, "conv_shortcut") else hidden
-        hidden = self.conv1(nnx.silu(self.norm1(hidden)))
-        if time is not None:
-            hidden = hidden + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
-        return residual + self.conv2(nnx.silu(self.norm2(hidden)))
+        with jax.named_scope("resnet"):
+            residual = self.conv_shortcut(hidden) if hasattr(self, "conv_shortcut") else hidden
+            hidden = self.conv1(nnx.silu(self.norm1(hidden)))
+            if time is not None:
+                hidden = hidden + self.time_emb_proj(nnx.silu(time))[:, None, None, :]
+            return residual + self.conv2(nnx.silu(self.norm2(hidden)))
 
 
 class Upsample2D(nnx.Module):

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -107,9 +108,12 @@ class BasicTransformerBlock(nnx.Module):
 
     def __call__(self, hidden: Tokens, context: Context, rule: Scaling | None, record: Record | None) -> Tokens:
         """[B T D] -> [B T D]."""
-        hidden = hidden + self.attn1(self.norm1(hidden), rule, record)
-        hidden = hidden + self.attn2(self.norm2(hidden), context)
-        return hidden + self.ff(self.norm3(hidden))
+        with jax.named_scope("attn1"):
+            hidden = hidden + self.attn1(self.norm1(hidden), rule, record)
+        with jax.named_scope("attn2"):
+            hidden = hidden + self.attn2(self.norm2(hidden), context)
+        with jax.named_scope("ff"):
+            return hidden + self.ff(self.norm3(hidden))
 
 
 class Transformer2DModel(nnx.Module):

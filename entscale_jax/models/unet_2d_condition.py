@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -246,14 +247,18 @@ class UNet2DConditionModel(nnx.Module):
         time = self._time(timesteps, added)
         hidden = self.conv_in(latents)
         skips = [hidden]
-        for block in self.down_blocks:
-            hidden, more = block(hidden, time, context, rule, record)
+        for index, block in enumerate(self.down_blocks):
+            with jax.named_scope(f"down_blocks.{index}"):
+                hidden, more = block(hidden, time, context, rule, record)
             skips += more
         if self.mid_block is not None:
-            hidden = self.mid_block(hidden, time, context, rule, record)
-        for block in self.up_blocks:
-            hidden = block(hidden, skips, time, context, rule, record)
-        return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
+            with jax.named_scope("mid_block"):
+                hidden = self.mid_block(hidden, time, context, rule, record)
+        for index, block in enumerate(self.up_blocks):
+            with jax.named_scope(f"up_blocks.{index}"):
+                hidden = block(hidden, skips, time, context, rule, record)
+        with jax.named_scope("conv_out"):
+            return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
 
     def _time(self, timesteps: Float[Array, "batch"], added: AddedConditions | None) -> Time:
         config = self.config

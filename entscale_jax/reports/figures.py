@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 def objects_figure(tables: Sequence[ObjectsTable], methods: Sequence[str]) -> Markup:
     """`draw_objects` as SVG."""
     with matplotlib.rc_context(STYLE):
-        return _svg(draw_objects(tables, methods))
+        return embedded_svg(draw_objects(tables, methods))
 
 
 def draw_objects(tables: Sequence[ObjectsTable], methods: Sequence[str]) -> Figure:
@@ -51,7 +51,7 @@ def draw_objects(tables: Sequence[ObjectsTable], methods: Sequence[str]) -> Figu
         panels[0].set_yticks(range(len(tables)), [table.size for table in tables])
         panels[0].set_ylabel("size (pixels)")
         panels[0].set_ylim(len(tables) - 0.5, -0.5)
-        _legend(figure, panels[0])
+        legend_above(figure, panels[0])
         return figure
 
 
@@ -63,8 +63,8 @@ def entropy_figure(table: EntropyTable, methods: Sequence[str]) -> Markup:
         for panel, level in zip(panels, table.levels, strict=True):
             _entropy_panel(panel, table, level, methods)
         panels[0].set_ylabel("mean entropy of self-attention (nats)")
-        _legend(figure, panels[0])
-        return _svg(figure)
+        legend_above(figure, panels[0])
+        return embedded_svg(figure)
 
 
 def _objects_panel(panel: Axes, tables: Sequence[ObjectsTable], methods: Sequence[str], field: str, label: str) -> None:
@@ -122,12 +122,14 @@ def _entropy_panel(panel: Axes, table: EntropyTable, train_tokens: int, methods:
     panel.grid(alpha=0.2)
 
 
-def _legend(figure: Figure, panel: Axes) -> None:
+def legend_above(figure: Figure, panel: Axes) -> None:
+    """One legend for all panels, that of `panel`."""
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
 
 
-def _svg(figure: Figure) -> Markup:
+def embedded_svg(figure: Figure) -> Markup:
+    """The figure as an element of a page."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     body = text.getvalue()

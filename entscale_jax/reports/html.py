@@ -10,6 +10,7 @@ from .. import __version__
 from ..errors import UserError
 from ..scales import LevelMultiplier, multiplier_text
 from ..statistics import RESAMPLES, interval, signed
+from .entropy_runs import entropy_studies, paper_figures
 from .figures import entropy_figure, objects_figure
 from .gallery import galleries
 from .levels import find_levels
@@ -41,6 +42,7 @@ def render(run: Run) -> str:
     levels = find_levels(run)
     counted = objects_tables(run, levels)
     entropy = entropy_tables(run)
+    studies = {study.model: study for study in entropy_studies(run)}
     return (
         _environment()
         .get_template("report.html.j2")
@@ -52,7 +54,9 @@ def render(run: Run) -> str:
             levels=levels,
             objects=counted,
             objects_figure=objects_figure(counted, run.methods) if counted else None,
-            entropy=[(table, entropy_figure(table, run.methods)) for table in entropy],
+            entropy=[
+                (table, entropy_figure(table, run.methods), *paper_figures(studies[table.model])) for table in entropy
+            ],
             programs=program_lines(run),
             failed=failed_cells(run),
             resamples=RESAMPLES,

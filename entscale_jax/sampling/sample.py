@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt32
 
 from ..attention import accumulator
 from ..models import Conditioning, UNet2DConditionModel
+from ..models.convolution import prepared
 from ..scales import ScaleRule, Scaling
 from .sampler import Latents, Memory, Sampler
 
@@ -81,7 +82,7 @@ def denoise(
     dtype, count = unet.conv_in.kernel.get_value().dtype, latents.shape[0]
     text, added = _both(context, unconditional)
     strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))[:, None, None, None]
-    table = schedule.table(steps, first)
+    table, unet = schedule.table(steps, first), prepared(unet)
 
     def call(carry: tuple[Latents, Memory], row: tuple) -> tuple[tuple[Latents, Memory], Measured]:
         (latents, memory), (timestep, scale, columns, noise) = carry, row

@@ -85,7 +85,9 @@ class SyntheticRun:
             counts = self.objects.get((size, label, prompt), (True, 0, 0))
             row |= dict(zip(("objects_exact", "objects_missing", "objects_extra"), counts, strict=True))
         if "entropy" in self.metrics:
-            row |= {"entropy": 3.0, "entropy_layers": list(entropy_layers(size, label, self.cell_pixels))}
+            layers = list(entropy_layers(size, label, self.cell_pixels))
+            mean = np.mean([layer["entropy"] for layer in layers])
+            row |= {"entropy": float(mean), "entropy_layers": layers}
         return row
 
     def _write_records(self, folder: Path) -> None:

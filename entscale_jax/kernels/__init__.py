@@ -1,0 +1,1 @@
+"""The ways to compute attention; `entscale_jax.attention` chooses among them."""
