@@ -12,6 +12,7 @@ import numpy as np
 
 from ..environment import versions
 from ..errors import UserError
+from ..train_entropy import FILE as TRAIN_ENTROPY
 from .checkpoint import read_checkpoint, write_checkpoint
 from .files import Format, WeightFiles
 from .folder import ModelInfo, describe
@@ -23,8 +24,8 @@ from .torch_format import Match, match_parameters
 
 _PACKAGES = ("entscale-jax", "jax", "flax", "orbax-checkpoint", "numpy", "safetensors")
 _INDEX = "model_index.json"
-_NOTES = ("LICENSE*", "README*", "provenance.json")
-"""What a folder says about itself: terms of use go wherever weights go."""
+_NOTES = ("LICENSE*", "README*", "provenance.json", TRAIN_ENTROPY)
+"""What a folder says about itself: terms of use go wherever weights go, and E_T of its attention with them."""
 
 
 def convert(model: str | Path, out: Path, **options: Any) -> None:

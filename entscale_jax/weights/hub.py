@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..train_entropy import FILE as TRAIN_ENTROPY
 from .files import DIFFUSERS, TRANSFORMERS, choose_file, read_index, variants
 
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
@@ -75,7 +76,7 @@ class _Repository:
         # The cache names a snapshot's folder by its commit, so that a push meanwhile can't mix two versions.
         self._revision = index.parent.name
         names = self._names(index.parent)
-        needed = [_INDEX]
+        needed = [_INDEX, *({TRAIN_ENTROPY}.intersection(names))]
         for component, kind in _components(index).items():
             inside = {name.partition("/")[2] for name in names if name.startswith(f"{component}/")}
             if not inside:

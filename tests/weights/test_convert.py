@@ -200,6 +200,7 @@ def test_pickles_become_safetensors_of_the_same_bits(source, tmp_path):
 
 def test_notes_travel_and_safety_checkers_do_not(source, tmp_path):
     (source / "LICENSE.md").write_text("terms")
+    (source / "train_entropy.json").write_text("{}")
     (source / "v1.ckpt").write_text("not needed")
     index = json.loads((source / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]

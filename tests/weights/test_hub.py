@@ -293,3 +293,9 @@ def test_folders_are_taken_as_they_are(tmp_path):
 def test_the_built_in_model_has_no_revision():
     with pytest.raises(UserError, match="'scenes' is the built-in one, which has no revision 'main'"):
         folder.describe("scenes", revision="main")
+
+
+def test_entropies_come_with_a_model_that_ships_them(hub):
+    fake = hub([*PLAIN, "train_entropy.json"])
+    find_folder(MODEL)
+    assert sorted(fake.fetched) == sorted([*NEEDED, *PLAIN, "train_entropy.json"])
