@@ -5,6 +5,7 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 RUN ?= runs/aspect
 STUDY ?= runs/scenes-study
 STUDY_PARTS := rules multipliers entropy
+CALIBRATED ?= runs/scenes-calibrated
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The last diffusers and transformers with Flax, beside which the newest can't be installed.
@@ -21,10 +22,10 @@ LEGACY := .[legacy,legacy-dev]
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy sweep scenes-study scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy sweep scenes-study scenes-calibrated scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything in it (another Python: make setup PYTHON=python3.12 VENV=.venv312)
 
@@ -55,6 +56,11 @@ scenes-study: $(STAMP) ## Measure what the rules and any multiplier do to the bu
 		$(BIN)/entscale sweep sweeps/scenes-study-$$part.yaml --out $(STUDY)/$$part || exit; \
 	done
 	@$(BIN)/entscale report $(STUDY_PARTS:%=$(STUDY)/%) --study docs/scenes.md
+
+scenes-calibrated: $(STAMP) ## Measure what rule calibrated does beside the other two, for docs/scenes.md: an hour or two
+	@$(BIN)/entscale sweep sweeps/scenes-study-calibrated-entropy.yaml --out $(CALIBRATED)/entropy
+	@$(BIN)/entscale sweep sweeps/scenes-study-calibrated.yaml --out $(CALIBRATED)/rules
+	@$(BIN)/entscale report $(CALIBRATED)/rules $(CALIBRATED)/entropy --calibrated docs/scenes.md
 
 scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md, going on where it was stopped: hours
 	@$(BIN)/python -m entscale_jax.scenes.evaluate docs/scenes.md

@@ -287,9 +287,16 @@ def report(
             show_default=False,
         ),
     ] = None,
+    calibrated: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write what rule calibrated does in the runs into the section `calibrated` of this document.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write the report of each run, one self-contained HTML file."""
-    from .reports import write_picture, write_report, write_study
+    from .reports import write_calibrated, write_picture, write_report, write_study
 
     if picture is not None:
         write_picture(runs[0], picture)
@@ -298,6 +305,9 @@ def report(
     if study is not None:
         write_study(runs, study)
         Console().print(f"study: {study}", soft_wrap=True, highlight=False)
+    if calibrated is not None:
+        write_calibrated(runs, calibrated)
+        Console().print(f"calibrated: {calibrated}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Every kind of bad input to the command: one line on standard error, exit code 2, nothing left behind."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from entscale_jax import cli
 from entscale_jax.png import read_text
+from entscale_jax.weights.folder import describe
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 SWEEP = {
@@ -330,3 +332,37 @@ def test_a_missing_extra_is_named(entscale, monkeypatch, tmp_path):
 
     monkeypatch.setattr(cli, "app", absent)
     refused(entscale("report", tmp_path), "jinja2 is not installed: pip install 'entscale-jax[report]'")
+
+
+def test_calibrate_writes_what_generate_and_a_sweep_take(entscale, tiny_folder, tmp_path):
+    file, picture = tmp_path / "e.json", tmp_path / "out.png"
+    quick = ("--steps", 1, "--guidance", 1)
+    code, _, error = entscale("calibrate", tiny_folder, "--prompts", "a red circle", *quick, "-o", file)
+    assert code == 0, error
+    layers = json.loads(file.read_text())["layers"]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "layers": {k: {"entropy": 1.0} for k in layers}}))
+    options = ("--model", tiny_folder, "--rule", "calibrated", *quick, "--size", "40x24")
+    code, _, error = entscale("generate", "a red circle", *options, "--train-entropy", file, "-o", picture)
+    assert code == 0, error
+    assert read_text(picture)["rule"].startswith("calibrated:")
+    # sqrt((log 60 - 1) / (log 64 - 1)), sqrt((log 15 - 1) / (log 16 - 1)).
+    assert "multipliers 0.990, 0.982" in error
+    refused(entscale("generate", "a red circle", *options, "-o", picture), "does not ship", "entscale calibrate")
+    methods = ["original", {"rule": "calibrated", "train_entropy": "e.json"}]
+    sweep = {**SWEEP, "model": str(tiny_folder), "sizes": ["40x24", "8x16"], "methods": methods}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"sweep": sweep}))
+    code, out, error = entscale("sweep", tmp_path / "s.yaml", "--dry-run", "--out", tmp_path / "run")
+    assert code == 0, error
+    assert "0.990/0.982" in out
+    assert "undefined" in out
+    assert "at N = 2, T = 16, E_T = 1: log N = 0.6931 does not exceed E_T" in " ".join(out.split())
+
+
+def test_inspect_says_what_calibrated_would_multiply_by(entscale):
+    shipped = json.loads((describe("scenes").folder / "train_entropy.json").read_text())["layers"].values()
+    values = [math.sqrt((math.log(1024) - layer["entropy"]) / (math.log(256) - layer["entropy"])) for layer in shipped]
+    code, out, _ = entscale("inspect", "scenes", "--size", "256x256")
+    assert code == 0
+    assert f"{min(values):.3f}-{max(values):.3f}" in out
+    code, out, _ = entscale("inspect", "scenes", "--size", "64x64")
+    assert "undefined" in out

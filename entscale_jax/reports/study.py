@@ -16,7 +16,8 @@ from .levels import Levels, find_levels
 from .records import Pair, Run, Size
 from .tables import ObjectCounts
 
-ORIGINAL, ENTROPY = ScaleRule.ORIGINAL.value, ScaleRule.ENTROPY.value
+ORIGINAL, ENTROPY, CALIBRATED = (rule.value for rule in (ScaleRule.ORIGINAL, ScaleRule.ENTROPY, ScaleRule.CALIBRATED))
+RULES = (ORIGINAL, ENTROPY, CALIBRATED)
 TRUTH = "true drawings"
 
 Counts = dict[Pair, tuple[float, float, float]]
@@ -66,11 +67,13 @@ class SizeStudy:
     size: Size
     levels: Levels
     rules: Mapping[str, ObjectCounts]
-    """`original`, `entropy` and `true drawings`, as far as they were drawn."""
+    """`original`, `entropy`, `calibrated` and `true drawings`, as far as they were drawn."""
     beyond_truth: Mapping[str, ObjectCounts]
     """Each rule less the true drawings of the same captions."""
     effect: ObjectCounts | None
     """`entropy` less `original`, by pairs of caption and seed."""
+    of_calibrated: Mapping[str, ObjectCounts]
+    """Rule `calibrated` less each of the other two, likewise, as far as they were drawn."""
     curves: Mapping[Scope, Curve]
 
     @property
@@ -134,7 +137,7 @@ def true_drawings(pairs: Sequence[Pair], width: int, height: int) -> Counts:
 
 def _size_study(run: Run, size: Size, levels: Levels) -> SizeStudy:
     counted = {method: _counted(run, size, method) for method in run.methods}
-    rules = {rule: counted[rule] for rule in (ORIGINAL, ENTROPY) if counted.get(rule)}
+    rules = {rule: counted[rule] for rule in RULES if counted.get(rule)}
     pairs = list(dict.fromkeys(pair for counts in rules.values() for pair in counts))
     truth = true_drawings(pairs, size.width, size.height)
     shown = {**rules, TRUTH: truth} if truth else rules
@@ -144,6 +147,11 @@ def _size_study(run: Run, size: Size, levels: Levels) -> SizeStudy:
         rules={name: ObjectCounts.of(name, [*counts.values()]) for name, counts in shown.items()},
         beyond_truth={name: less for name, counts in rules.items() if (less := _difference(name, counts, truth))},
         effect=_difference(ENTROPY, rules.get(ENTROPY, {}), rules.get(ORIGINAL, {})),
+        of_calibrated={
+            rule: less
+            for rule in (ORIGINAL, ENTROPY)
+            if (less := _difference(CALIBRATED, rules.get(CALIBRATED, {}), rules.get(rule, {})))
+        },
         curves=_curves(run, counted, levels),
     )
 

@@ -16,7 +16,7 @@ from .figures import COLOURS, INK, MARKERS, STYLE, draw_objects
 from .gallery import verdict
 from .picture import folded, pixels
 from .records import Pair, Run
-from .study import ENTROPY, ORIGINAL, TRUTH, SizeStudy, Study
+from .study import ENTROPY, ORIGINAL, RULES, TRUTH, SizeStudy, Study
 from .tables import ObjectCounts, ObjectsTable
 
 SHEET_CAPTIONS = 12
@@ -61,7 +61,7 @@ def _rules_figure(study: Study) -> Figure:
         )
         for found in study.sizes
     ]
-    return draw_objects(tables, (ORIGINAL, ENTROPY, TRUTH))
+    return draw_objects(tables, [rule for rule in (*RULES, TRUTH) if any(rule in found.rules for found in study.sizes)])
 
 
 def _curves_figure(study: Study) -> Figure:
@@ -169,7 +169,7 @@ class _Card:
 
 
 def _contact_sheet(run: Run, found: SizeStudy) -> Figure:
-    rules = [rule for rule in (ORIGINAL, ENTROPY) if rule in found.rules]
+    rules = [rule for rule in RULES if rule in found.rules]
     pairs = [pair for pair in run.pairs if any(pair in run.of(found.size, rule) for rule in rules)][:SHEET_CAPTIONS]
     cards = [_Card(pair[0], [_picture(run, found, rule, pair) for rule in rules]) for pair in pairs]
     return _draw_cards(cards, columns=4)

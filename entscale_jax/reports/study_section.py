@@ -36,7 +36,7 @@ def section(study: Study, runs: Sequence[Run], pictures: Mapping[str, str]) -> l
     return [
         *_origin(study, runs),
         *_headlines(study),
-        *_rules(study, pictures),
+        *rules_table(study, pictures),
         *_effect(study),
         *_multipliers(study, pictures),
         *_entropy(study, pictures),
@@ -46,7 +46,7 @@ def section(study: Study, runs: Sequence[Run], pictures: Mapping[str, str]) -> l
 
 def _origin(study: Study, runs: Sequence[Run]) -> list[str]:
     sampler, weights = study.run.spec.get("sampler", {}), "".join(study.run.weights.values())[:12]
-    missing = [f"{run.name} has {len(run.samples)} of {run.planned} cells" for run in runs if not _is_whole(run)]
+    missing = [f"{run.name} has {len(run.samples)} of {run.planned} cells" for run in runs if not is_whole(run)]
     failed = sum(sample.error is not None for sample in study.run.samples)
     return [
         f"Made by `make scenes-study` with the weights `{weights}`, commit `{study.run.environment.get('commit')}`: "
@@ -60,7 +60,8 @@ def _origin(study: Study, runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _is_whole(run: Run) -> bool:
+def is_whole(run: Run) -> bool:
+    """Whether all cells were drawn or failed."""
     return len(run.samples) >= run.planned
 
 
@@ -92,13 +93,13 @@ def _verdict_of_rule(study: Study) -> str | None:
     groups: dict[str, list[str]] = {}
     for found in study.sizes:
         if found.effect is not None and not found.levels.is_control:
-            for reading, place in _readings(found, found.effect):
+            for reading, place in readings(found, found.effect):
                 groups.setdefault(reading, []).append(place)
     said = [f"{name} at {', '.join(sizes)}" for name, sizes in groups.items()]
     return f"Rule `entropy` against `original`: {'; '.join(said)}." if said else None
 
 
-def _readings(found: SizeStudy, effect: ObjectCounts) -> list[tuple[str, str]]:
+def readings(found: SizeStudy, effect: ObjectCounts) -> list[tuple[str, str]]:
     """What the effect is shown to be, each with the size and by how much."""
     shown = []
     for field, things, unit, digits in (
@@ -127,16 +128,16 @@ def _verdict_of_curve(found: SizeStudy) -> str | None:
     )
 
 
-def _rules(study: Study, pictures: Mapping[str, str]) -> list[str]:
+def rules_table(study: Study, pictures: Mapping[str, str]) -> list[str]:
+    """Counts of each rule at each size. `pictures` are file names of figures by name."""
     lines = ["### The rules at each size", "", f"![Counts by size and rule]({pictures['rules']})", ""]
-    lines += _header("size", "N / T", "multiplier", "drawn by", "images", "exact (%)", "missing", "extra")
+    lines += header("size", "N / T", "multiplier", "drawn by", "images", "exact (%)", "missing", "extra")
     for found in study.sizes:
         tokens = " ".join(f"{now}/{then}" for now, then in zip(*_tokens(found), strict=True))
         for name, counts in found.rules.items():
             multipliers = found.levels.multipliers.get(name)
             scale = "-" if multipliers is None else " ".join(map(multiplier_text, multipliers))
-            cells = (found.size, tokens, scale, name, counts.exact.count, *_cells(counts, interval))
-            lines.append(_row(*cells))
+            lines.append(row(found.size, tokens, scale, name, counts.exact.count, *cells(counts, interval)))
     return [*lines, ""]
 
 
@@ -149,15 +150,15 @@ def _effect(study: Study) -> list[str]:
     if not sizes:
         return []
     lines = ["`entropy` less `original`, pairs of the same caption and seed:", ""]
-    lines += _header("size", "pairs", "exact (points)", "missing", "extra", "reading")
+    lines += header("size", "pairs", "exact (points)", "missing", "extra", "reading")
     for found in sizes:
         if found.effect is not None:
             reading = "N = T: the same rule" if found.levels.is_control else found.effect.reading
-            lines.append(_row(found.size, found.effect.exact.count, *_cells(found.effect, signed), reading))
+            lines.append(row(found.size, found.effect.exact.count, *cells(found.effect, signed), reading))
     lines += ["", f"Each rule less {TRUTH} of the same captions:", ""]
-    lines += _header("size", "rule", "exact (points)", "missing", "extra")
+    lines += header("size", "rule", "exact (points)", "missing", "extra")
     for found in study.sizes:
-        lines += [_row(found.size, rule, *_cells(less, signed)) for rule, less in found.beyond_truth.items()]
+        lines += [row(found.size, rule, *cells(less, signed)) for rule, less in found.beyond_truth.items()]
     return [*lines, ""]
 
 
@@ -180,16 +181,16 @@ def _curves(scope: Scope, curves: Sequence[tuple[SizeStudy, Curve]]) -> list[str
     captions = sorted({counts.exact.count for _, curve in curves for counts in curve.points.values()})
     lines = [f"Rule `fixed` at {scope}, {' or '.join(map(str, captions))} captions a size:", ""]
     for field, unit, digits in (("exact", "%", 0), ("missing", "per image", 2), ("extra", "per image", 2)):
-        lines += _header(f"{field} ({unit})", *(f"{value:g}" for value in values))
+        lines += header(f"{field} ({unit})", *(f"{value:g}" for value in values))
         for found, curve in curves:
             shown = (interval(getattr(curve.points[v], field), digits) if v in curve.points else "-" for v in values)
-            lines.append(_row(found.size, *shown))
+            lines.append(row(found.size, *shown))
         lines.append("")
     lines += [
         "Where the paper's multiplier lies on these curves, read between the points, and what the rule drew there:",
         "",
     ]
-    lines += _header(
+    lines += header(
         "size",
         "multiplier",
         "curve: exact, missing, extra",
@@ -197,7 +198,7 @@ def _curves(scope: Scope, curves: Sequence[tuple[SizeStudy, Curve]]) -> list[str
         "fewest faults at",
         "less those at 1",
     )
-    lines += [_row(found.size, *_place_of_rule(curve)) for found, curve in curves]
+    lines += [row(found.size, *_place_of_rule(curve)) for found, curve in curves]
     return [*lines, ""]
 
 
@@ -223,12 +224,12 @@ def _entropy(study: Study, pictures: Mapping[str, str]) -> list[str]:
     lines += ["Means in nats over heads, tokens, steps and images, under `original` / `entropy`.", ""]
     lines += [f"![Entropy and logit gap of each layer against tokens]({pictures['entropy']})", ""]
     for field, name in (("entropy", "mean entropy"), ("logit_gap", "mean logit gap")):
-        lines += _header(name, *map(str, sizes))
+        lines += header(name, *map(str, sizes))
         lines += [
-            _row(f"log N where T = {train_tokens}", *_uniform(found, layer, sizes))
+            row(f"log N where T = {train_tokens}", *_uniform(found, layer, sizes))
             for train_tokens, layer in _one_a_level(found).items()
         ]
-        lines += [_row(short_name(layer), *_of_layer(found, layer, sizes, field)) for layer in layers]
+        lines += [row(short_name(layer), *_of_layer(found, layer, sizes, field)) for layer in layers]
         lines.append("")
     return lines
 
@@ -259,13 +260,16 @@ def _sheets(study: Study, pictures: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _cells(counts: ObjectCounts, text: Callable[[Interval, int], str]) -> tuple[str, str, str]:
+def cells(counts: ObjectCounts, text: Callable[[Interval, int], str]) -> tuple[str, str, str]:
+    """Exact, missing and extra, each by `text`."""
     return text(counts.exact, 1), text(counts.missing, 2), text(counts.extra, 2)
 
 
-def _header(*names: str) -> list[str]:
-    return [_row(*names), _row(*["---"] * len(names))]
+def header(*names: str) -> list[str]:
+    """The first two lines of a Markdown table."""
+    return [row(*names), row(*["---"] * len(names))]
 
 
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def row(*values: object) -> str:
+    """A line of it."""
+    return f"| {' | '.join(map(str, values))} |"

@@ -22,7 +22,7 @@ from .progress import RunProgress
 from .prompts import resolve_prompts
 from .ray_environment import LOCAL, choose_address, prepare_local
 from .recorder import Recorder
-from .run_spec import check_same, dump_spec
+from .run_spec import check_same, describe_calibrated, dump_spec
 from .runner import Runner, WorkersGone
 from .spec import SweepFile, SweepSpec, read_sweep
 from .store import Row, RunFolder
@@ -48,7 +48,8 @@ class Sweep:
 
     def dump(self) -> str:
         """The text of the run folder's `spec.yaml`."""
-        return dump_spec(self.spec, self.prompts, self.plan)
+        weights = {name: info.weights_hash for name, info in self.plan.models.items()}
+        return dump_spec(self.spec, self.prompts, weights, describe_calibrated(self.plan))
 
     def check_folder(self) -> None:
         """Raises UserError where the run folder holds another sweep."""

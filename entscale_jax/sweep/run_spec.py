@@ -25,12 +25,21 @@ _Dumper.yaml_implicit_resolvers = {
 }
 
 
-def dump_spec(spec: SweepSpec, prompts: Sequence[str], plan: Plan) -> str:
+def dump_spec(
+    spec: SweepSpec, prompts: Sequence[str], weights: Mapping[str, str], calibrated: Mapping[str, Any] | None = None
+) -> str:
     """The text of `spec.yaml`: the sweep with its captions written out, and the hashes of the models' weights.
 
-    Where rule `calibrated` is drawn with what a model ships, its E_T too, and what is not drawn as it has no value.
-    It is a sweep file itself. The number of workers is left out: it changes nothing that is drawn.
+    Where rule `calibrated` is drawn, what `describe_calibrated` says too. It is a sweep file itself. The number of
+    workers is left out: it changes nothing that is drawn.
     """
+    sweep = {**spec.model_dump(mode="json", exclude={"workers"}, exclude_none=True), "prompts": list(prompts)}
+    content = {"sweep": sweep, "weights": dict(weights), **(calibrated or {})}
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def describe_calibrated(plan: Plan) -> dict[str, Any]:
+    """E_T that models ship, where rule `calibrated` is drawn with them, and what is not drawn as it has no value."""
     methods = {(cell.model, cell.method) for cell in plan.cells} | {(one.model, one.method) for one in plan.undefined}
     shipped = {
         model: dict(method.train_entropy.layers)
@@ -41,10 +50,7 @@ def dump_spec(spec: SweepSpec, prompts: Sequence[str], plan: Plan) -> str:
         {"model": one.model, "size": f"{one.size[0]}x{one.size[1]}", "method": one.method.label, "reason": one.reason}
         for one in plan.undefined
     ]
-    extra = {name: value for name, value in (("train_entropy", shipped), ("undefined", undefined)) if value}
-    weights = {name: info.weights_hash for name, info in plan.models.items()}
-    sweep = {**spec.model_dump(mode="json", exclude={"workers"}, exclude_none=True), "prompts": list(prompts)}
-    return yaml.dump({"sweep": sweep, "weights": weights, **extra}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return {name: value for name, value in (("train_entropy", shipped), ("undefined", undefined)) if value}
 
 
 def check_same(path: Path, spec: str) -> None:

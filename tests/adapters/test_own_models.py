@@ -142,3 +142,27 @@ def test_a_class_that_stands_for_flax_names_the_command_that_installs_it():
     FlaxUNet2DConditionModel.__module__ = "diffusers.utils.dummy_flax_objects"
     with pytest.raises(UserError, match=r"not installed: .* pip install 'entscale-jax\[legacy\]'"):
         adapt(FlaxUNet2DConditionModel)
+
+
+def test_calibrated_takes_entropies_by_the_reports_paths(tiny):
+    entropies = {layer.path: 0.5 + layer.level for layer in adapt(tiny.unet).report.layers}
+    report = adapt(tiny.unet, rule="calibrated", train_entropy=entropies).report
+    by_hand = [
+        math.sqrt((math.log(35) - 0.5) / (math.log(64) - 0.5)),
+        math.sqrt((math.log(12) - 1.5) / (math.log(16) - 1.5)),
+    ]
+    assert all(row.multiplier == pytest.approx(by_hand[row.level]) for row in report.at(*GRID))
+    assert "undefined" not in report.table(*GRID)
+    deep = {path: 2.6 if value > 1 else value for path, value in entropies.items()}
+    undefined = adapt(tiny.unet, rule="calibrated", train_entropy=deep).report
+    assert {row.multiplier for row in undefined.at(*GRID) if row.level == 1} == {None}
+    assert undefined.table(*GRID).count("| undefined |") == sum(row.level == 1 for row in undefined.at(*GRID))
+
+
+def test_calibrated_needs_the_entropy_of_every_layer(tiny):
+    with pytest.raises(UserError, match="'calibrated' needs E_T of each layer of UNet2DConditionModel"):
+        adapt(tiny.unet, rule="calibrated")
+    with pytest.raises(UserError, match="does not ship"):
+        adapt(tiny, rule="calibrated")
+    with pytest.raises(UserError, match=r"has no E_T for .*attn1"):
+        adapt(tiny.unet, rule="calibrated", train_entropy={"elsewhere": 1.0})

@@ -15,6 +15,7 @@ from entscale_jax.errors import UserError
 from entscale_jax.parity import Row, compare, exit_status, markdown, print_table
 from entscale_jax.parity.bounds import BOUNDS
 from entscale_jax.parity.compare import REFERENCES, image_error, relative_error
+from entscale_jax.weights.folder import describe
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,6 +74,12 @@ def test_float64_adds_the_control_of_the_unet(folders):
     assert all(row.passed for row in rows)
 
 
+def test_calibrated_without_value_is_told_before_anything_is_opened(folders):
+    entropies = dict.fromkeys(describe(folders["sd1"]).unet.self_attention, 3.0)
+    with pytest.raises(UserError, match=r"no value in layer .*attn1 at N = "):
+        compare(folders["sd1"], size=(104, 56), rules=["calibrated"], train_entropy=entropies)
+
+
 def test_other_weights_fail(folders, tmp_path, monkeypatch):
     """The JAX side gets a folder with one weight of the UNet altered by 1e-3."""
     altered = tmp_path / "altered"
@@ -88,10 +95,19 @@ def test_other_weights_fail(folders, tmp_path, monkeypatch):
     assert exit_status(rows) == 1
 
 
-def test_train_size_moves_both_sides(folders):
-    """16x16 cells under a training size of 32x32 ask for multipliers below 1, and the reference finds them itself."""
-    rows = compare(folders["sd1"], size=(128, 128), rules=["entropy"], train_size=(256, 256), float64=True)
-    assert "UNet, other rule" in {row.module for row in rows}
+def test_train_size_moves_both_sides_and_each_layers_entropy_its_scale(folders):
+    """16x16 cells under a training size of 32x32 ask for multipliers below 1, and the reference finds them itself.
+
+    E_T differs from layer to layer, so that one taken for another would show; the control is the paper's rule.
+    """
+    layers = describe(folders["sd1"]).unet.self_attention
+    # Of 4 tokens at the deepest level log N is 1.386.
+    entropies = {name: 1.2 + 0.04 * (index % 5) for index, name in enumerate(layers)}
+    given = {"train_entropy": entropies, "train_size": (256, 256)}
+    rows = compare(folders["sd1"], size=(128, 128), rules=["entropy", "calibrated"], float64=True, **given)
+    controls = [row.rule.split(":")[0] for row in rows if row.module == "UNet, other rule"]
+    assert controls == ["entropy", "calibrated"]
+    assert {row.bound for row in rows if row.module == "UNet"} == {1e-9}
     assert all(row.passed for row in rows)
 
 

@@ -33,6 +33,16 @@ def test_scale_is_the_papers_for_stable_diffusion(grids, multipliers):
         assert layer.scale(side**2, 64) * 8 == pytest.approx(expected, abs=1e-3)
 
 
+def test_calibrated_scale_by_hand():
+    """log 784 = 6.664409, log 4096 = 8.317766: (6.664409 - 3) / (8.317766 - 3) = 0.689088."""
+    layer = reference.SelfAttention(0, 4096)
+    layer.rule, layer.train_entropy = "calibrated", 3.0
+    assert layer.scale(784, 64) == pytest.approx(math.sqrt(0.689088 / 64), rel=1e-6)
+    layer.train_entropy = 0.0
+    calibrated, layer.rule = layer.scale(784, 64), "entropy"
+    assert calibrated == pytest.approx(layer.scale(784, 64), rel=1e-15)
+
+
 def test_unknown_rule_is_refused():
     layer = reference.SelfAttention(0, 64)
     layer.rule = "entropic"

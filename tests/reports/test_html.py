@@ -200,6 +200,8 @@ def test_a_run_without_metrics(folder, monkeypatch):
         bucket=lambda height, width: (height, width),
         tokens=lambda bucket: (bucket[0] * bucket[1] // 16, bucket[0] * bucket[1] // 64),
         train_tokens=(256, 64),
+        levels=2,
+        unet=SimpleNamespace(self_attention={}),
     )
     monkeypatch.setattr("entscale_jax.reports.levels.describe", lambda model, train_size: info)
     page = make_page(SyntheticRun(metrics=()), folder)

@@ -10,6 +10,7 @@ from entscale_jax.buckets import Bucket
 from entscale_jax.errors import UserError
 from entscale_jax.scales import Scaling
 from entscale_jax.sweep.plan import auto_batch
+from entscale_jax.train_entropy import TrainEntropy
 
 
 def test_every_combination_is_a_cell_once():
@@ -26,6 +27,54 @@ def test_duplicates_are_one_cell():
     )
     assert twice.cells == small_plan().cells
     assert twice.chunks == small_plan().chunks
+
+
+def test_cells_of_the_other_rules_keep_the_ids_that_they_had_before_calibrated():
+    methods = [
+        "original",
+        "entropy",
+        {"rule": "fixed", "multiplier": 0.8},
+        {"rule": "fixed", "multiplier": [0.8, 1, 2]},
+    ]
+    plan = small_plan(methods=methods, sizes=["64x64"], prompts=["a red circle"], seeds=[3])
+    ids = ["5a41df8f4bf09ee0", "c4d0025cdbea6a68", "e84e12544b5cfb64", "edaff7b8ef11cd52"]
+    assert [cell.id for cell in plan.cells] == ids
+
+
+def calibrated_plan(entropies, sizes=("64x64", "96x64"), methods=("original", "calibrated")):
+    """Under E_T that the model ships: `entropies` in order of its layers."""
+    info = fakes.FakeInfo()
+    layers = zip(info.unet.self_attention, entropies * len(info.unet.self_attention), strict=False)
+    info.__dict__["train_entropy"] = TrainEntropy(tuple(sorted(layers)), shipped=True)
+    return small_plan(models={"fake": info}, sizes=list(sizes), methods=list(methods))
+
+
+def test_a_calibrated_cell_depends_on_the_entropies():
+    one, other, again = (calibrated_plan(values) for values in ([1.0], [1.0, 0.5], [1.0]))
+    ids = [{cell.id for cell in plan.cells if cell.method.label == "calibrated"} for plan in (one, other, again)]
+    assert ids[0] == ids[2]
+    assert not ids[0] & ids[1]
+    assert len(ids[0]) == 2 * 5 * 2
+    original = [{cell.id for cell in plan.cells if cell.method.label == "original"} for plan in (one, other)]
+    assert original[0] == original[1]
+
+
+def test_a_model_without_entropies_is_told_how_to_measure_them():
+    with pytest.raises(UserError, match="model 'fake' does not ship: measure it by `entscale calibrate fake"):
+        small_plan(methods=["calibrated"])
+
+
+def test_a_size_where_the_rule_has_no_value_is_left_out_and_told():
+    # 20x16 pixels are 5x4 cells at the finest level, then 3x2 and 2x1; E_T = 1 exceeds log 2.
+    plan = calibrated_plan([1.0], sizes=("64x64", "20x16"))
+    found = {(cell.width, cell.method.label) for cell in plan.cells}
+    assert found == {(64, "original"), (64, "calibrated"), (20, "original")}
+    (left_out,) = plan.undefined
+    assert (left_out.size, left_out.method.label) == ((20, 16), "calibrated")
+    assert "at N = 2, T = 16, E_T = 1" in left_out.reason
+    assert "20x16 calibrated is not drawn: rule 'calibrated' has no value in layer" in str(left_out)
+    with pytest.raises(UserError, match="no value"):
+        calibrated_plan([1.0], sizes=["20x16"], methods=["calibrated"])
 
 
 def test_a_seed_for_each_caption_keeps_captions_that_come_twice():

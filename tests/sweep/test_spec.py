@@ -50,6 +50,13 @@ MISTAKES = [
         5,
         "methods[1]: rule 'fixed' needs its multiplier: write {rule: fixed, multiplier: 0.8}",
     ),
+    ("entropy, {", "{rule: entropy, train_entropy: {a: 1}}, {", 5, "methods[1]: rule 'entropy' takes no train_entropy"),
+    (
+        "entropy, {",
+        "{rule: calibrated, train_entropy: {a: x}}, {",
+        5,
+        "methods[1]: train_entropy of layer 'a' is 'x': give its mean entropy in nats",
+    ),
     ("entropy, {", "3, {", 5, "methods[1]: method 3 is neither a rule's name nor"),
     ("0.8", "-1", 5, "methods[2]: multiplier is -1: give a finite number above 0"),
     ("{scenes: 8}", "[]", 6, "prompts: this list is empty: give one entry or more"),
@@ -88,6 +95,20 @@ def test_a_mistake_is_one_line_with_its_place(tmp_path, right, wrong, line, mess
         read_sweep(path)
     assert str(caught.value).startswith(f"{path}:{line}: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_entropies_are_given_or_read_beside_the_sweeps_file(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "s.yaml"
+    path.write_text(GOOD.replace("entropy, {", "{rule: calibrated, train_entropy: e.json}, {", 1))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r":5: methods\[1\]: train_entropy: .*sub/e.json can't be read"):
+        read_sweep("sub/s.yaml")
+    content = {"weights_hash": "ab", "train_size": "8x8", "layers": {"a": {"entropy": 1.5}}}
+    (tmp_path / "sub" / "e.json").write_text(json.dumps(content))
+    found = read_sweep("sub/s.yaml").spec.methods[1]
+    assert found == Scaling.of("calibrated", train_entropy={"a": 1.5})
+    assert found.train_entropy.weights_hash == "ab"
 
 
 @pytest.mark.parametrize(

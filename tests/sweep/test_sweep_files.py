@@ -16,11 +16,13 @@ from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.sweep.plan import make_plan
 from entscale_jax.sweep.prompts import resolve_prompts
 from entscale_jax.sweep.spec import read_sweep
+from entscale_jax.weights.folder import describe
 
 TRAIN_SIZE, FACTOR, LEVELS = 128, Recipe().autoencoder.factor, Recipe().unet.levels
 SWEEPS = Path(__file__).parents[2] / "sweeps"
+CALIBRATED = ("scenes-study-calibrated.yaml", "scenes-study-calibrated-entropy.yaml")
 STUDY = ("scenes-study-rules.yaml", "scenes-study-multipliers.yaml", "scenes-study-entropy.yaml")
-FILES = ("aspect.yaml", "resolution.yaml", *STUDY)
+FILES = ("aspect.yaml", "resolution.yaml", *STUDY, *CALIBRATED)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,10 @@ def ray_schema():
 def _plan(name):
     file = read_sweep(SWEEPS / name)
     prompts = resolve_prompts(file.spec, file.folder)
-    model = fakes.FakeInfo("scenes", train_size=(TRAIN_SIZE, TRAIN_SIZE), factor=FACTOR, levels=LEVELS)
+    # E_T are of the model's own layers.
+    own = any(scaling.label == "calibrated" for scaling in file.spec.methods)
+    fake = fakes.FakeInfo("scenes", train_size=(TRAIN_SIZE, TRAIN_SIZE), factor=FACTOR, levels=LEVELS)
+    model = describe("scenes") if own else fake
     return make_plan(file.spec, prompts, {"scenes": model})
 
 
@@ -57,6 +62,8 @@ def test_ray_takes_it_for_a_cluster(name, ray_schema):
         ("scenes-study-rules.yaml", 7 * 2 * 256),
         ("scenes-study-multipliers.yaml", 7 * 8 * 64),
         ("scenes-study-entropy.yaml", 7 * 2 * 8),
+        ("scenes-study-calibrated.yaml", (7 * 3 - 1) * 128),
+        ("scenes-study-calibrated-entropy.yaml", (7 * 3 - 1) * 8),
     ],
 )
 def test_it_is_planned_whole(name, cells):
@@ -106,6 +113,22 @@ def test_the_parts_of_the_study_draw_the_same_captions_from_the_same_noise():
     assert [prompt for prompt, _ in rules] != balanced_captions(256)
     assert min(seed for _, seed in rules) > 10_000
     assert len({(cell.sampler, cell.steps, cell.guidance) for name in STUDY for cell in _plan(name).cells}) == 1
+
+
+def test_the_study_of_calibrated_draws_the_cells_of_the_others_and_its_own():
+    rules, entropy, calibrated, measured = (
+        {_place(cell): cell for cell in _plan(name).cells} for name in (STUDY[0], STUDY[2], *CALIBRATED)
+    )
+    for ours, theirs in ((calibrated, rules), (measured, entropy)):
+        assert {ours[key].method.label for key in ours.keys() - theirs.keys()} == {"calibrated"}
+        assert {ours[key].method.label for key in ours.keys() & theirs.keys()} == {"original", "entropy"}
+    assert [found.size for found in _plan(CALIBRATED[0]).undefined] == [(64, 64)]
+
+
+def _place(cell):
+    """What a cell is, but for its model, which one of the plans has a stand-in for."""
+    parts = cell.width, cell.height, cell.method.label, cell.prompt, cell.seed
+    return (*parts, cell.sampler, cell.steps, cell.guidance)
 
 
 def test_the_study_has_the_multipliers_beside_the_rules():
