@@ -29,7 +29,7 @@ from entscale_jax.adapters import adapt
 from entscale_jax.adapters.entropy import mean_entropy
 
 BOUND = 1e-5
-"""Nats, float32 against float64; 1.3e-6 measured."""
+"""Nats, float32 against float64; 2.4e-7 measured, and the rule `original` is 5.2e-2 away or more."""
 HIDDEN, CONTEXT = tokens(16), tokens(7, seed=1)
 SELF = {"layers": ["attn1"], "leave": ["attn2"], "train_tokens": TRAIN_TOKENS}
 MEASURED = {**SELF, "measure_entropy": True}
