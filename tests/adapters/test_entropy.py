@@ -1,6 +1,5 @@
 """Entropy of adapted models of JAX: of every row in float64, from weights alone, and what is refused."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,7 @@ from entscale_jax.adapters.entropy import mean_entropy
 from entscale_jax.models import SD3Transformer2DModel, SD3TransformerConfig
 
 BOUND = 1e-5
-"""Nats, float32 against float64; 2.4e-7 measured, and the rule `original` is 5.2e-2 away or more."""
+"""Nats, float32 against float64; 5.5e-7 measured, and another scale is 5.2e-2 away or more."""
 HIDDEN, CONTEXT = tokens(16), tokens(7, seed=1)
 SELF = {"layers": ["attn1"], "leave": ["attn2"], "train_tokens": TRAIN_TOKENS}
 MEASURED = {**SELF, "measure_entropy": True}
@@ -321,6 +320,7 @@ def check_ours(model, inputs, grid_tokens, keys_of):
         check({layer.path: entropy[layer.path]}, layer.path, wanted, other)
 
 
+@pytest.mark.full
 def test_the_unet_of_this_package(tiny):
     rng = np.random.default_rng(0)
     shapes = (2, 7, 5, tiny.info.unet.in_channels), (2, 3, tiny.info.unet.cross_attention_dim)

@@ -70,6 +70,7 @@ def test_a_pipeline_counts_in_pixels_and_draws_by_its_rule(tiny):
     assert relative(named, wanted.latents) > 10 * BOUND
 
 
+@pytest.mark.full
 def test_a_pipeline_trained_elsewhere(tiny):
     adapted, _ = adapt(tiny, train_size=(64, 64))
     assert adapted.info.train_size == (64, 64)
@@ -84,7 +85,7 @@ def test_a_transformer_takes_its_tokens_from_patches():
     widths = {"num_attention_heads": 2, "attention_head_dim": 6, "caption_projection_dim": 12}
     config = SD3TransformerConfig(
         sample_size=8,
-        num_layers=2,
+        num_layers=1,
         in_channels=4,
         out_channels=4,
         joint_attention_dim=5,
