@@ -184,7 +184,6 @@ def test_unet(library):
     grid = (12, 6)
     out, before = draw(model, params, grid), draw(module, params, grid)
     check(out, before, draw(module, by_hand(params, grid), grid))
-    np.testing.assert_array_equal(draw(adapt(module, rule="original").model, params, grid), before)
     np.testing.assert_array_equal(draw(module, params, grid), before)
     assert [(layer.level, layer.train_tokens) for layer in report.layers] == [
         (0, 64), (1, 16), (1, 16), (1, 16), (1, 16), (0, 64), (0, 64)
