@@ -14,8 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from timing import Seconds, write
-
 STAGES = {
     "start": "Python itself",
     "import": "importing entscale_jax, and JAX with it",
@@ -34,6 +32,8 @@ def main() -> None:
     if options.worker is not None:
         print(json.dumps(draw(options.worker)))
         return
+    from timing import Seconds, write  # which imports the package whose import is timed
+
     runs = [run() for _ in range(options.rounds + 1)][1:]
     rows = [{"stage": name, "seconds": Seconds(tuple(run[key] for run in runs))} for key, name in STAGES.items()]
     total = Seconds(tuple(sum(run.values()) for run in runs))

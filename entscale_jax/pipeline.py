@@ -101,7 +101,7 @@ class TextToImage:
             revision: of a hub id: a branch, a tag or a commit.
             token: of an account that may read it; that of `hf auth login` if None.
             variant: of the weights, such as `fp16`.
-            allow_pickle: reads PyTorch's `.bin` where there are no safetensors, with PyTorch and tensors only.
+            allow_pickle: reads `.bin` where there are neither safetensors nor msgpack, with PyTorch and tensors only.
             sharding: where parameters are put: one sharding for all, or a function of a parameter's name, such as
                 `unet.conv_in.weight`, and its shape, HWIO for a convolution and (in, out) for a dense layer. Drawing
                 with parameters that are split needs a mesh of `AxisType.Auto`.

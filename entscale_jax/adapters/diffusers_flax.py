@@ -54,12 +54,12 @@ def adapt_unet(model: Any, options: Options, *, factor: int, owner: str = _UNET)
     config = getattr(model, "config", model)
     train_size = options.train_size or grids.train_size(getattr(config, "sample_size", None), owner)
     train_tokens = grids.tokens(*train_size)
-    found, modules, left = _attention(model, grids.grid(*train_size))
+    modules, left = _attention(model, grids.grid(*train_size))
     layers = tuple(_layer(path, module, train_tokens) for path, module in modules.items())
     arithmetic = ((TorchArithmetic, ()),) if options.arithmetic is Arithmetic.TORCH else ()
     mends = ((GridMender, (grids.levels,)), (ChunkCheck, ()), *arithmetic)
     reaches = tuple((layer, Reach(_QUERY)) for layer in layers)
-    plan = Plan(options.scaling, reaches, mends, measurer(found, reaches, options))
+    plan = Plan(options.scaling, reaches, mends, measurer(options, reaches))
     report = Report(owner, options.scaling, layers, left, train_size, grids.unit, grids.tokens)
     return Adapted(adapted(model, plan), report)
 
@@ -70,8 +70,8 @@ def check_installed(kind: type) -> None:
         raise UserError(f"{kind.__name__} is not installed: diffusers had Flax up to 0.39; {INSTALL}")
 
 
-def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """All modules, self-attention by path, and the paths of cross-attention, from an abstract call at `grid`."""
+def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Self-attention of a UNet by path, and the paths of its cross-attention, from an abstract call at `grid`."""
     calls: dict[str, bool] = {}
     mender = GridMender(len(model.block_out_channels))
 
@@ -92,7 +92,7 @@ def _attention(model: Any, grid: tuple[int, int]) -> tuple[dict[str, Any], dict[
         raise UserError(
             f"nothing matched: {type(model).__name__} has no self-attention, only {', '.join(calls) or 'none'}"
         )
-    return found, selves, tuple(path for path, alone in calls.items() if not alone)
+    return selves, tuple(path for path, alone in calls.items() if not alone)
 
 
 def unet_inputs(model: Any, grid: tuple[int, int]) -> tuple[Any, ...]:

@@ -1,12 +1,12 @@
 """The steps that measure in linen modules: what an attention computes is sown where `intermediates` is mutable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from ..scales import Scaling
-from .entropy import MeasuredCall, check_unmasked, logits_of
+from .entropy import MeasuredCall, check_unmasked
 from .layers import Reach, call_arguments, call_tokens
 from .options import Options
 from .report import AdaptedLayer
@@ -51,14 +51,17 @@ class Measurer:
 
 
 def measurer(
-    found: Mapping[str, Any], layers: tuple[tuple[AdaptedLayer, Reach], ...], options: Options
+    options: Options,
+    layers: tuple[tuple[AdaptedLayer, Reach], ...],
+    logits: Callable[[str, Reach], tuple[str, str]] = lambda path, reach: ("to_q", "to_k"),
 ) -> tuple[tuple[Callable, tuple[Any, ...]], ...]:
-    """The step for these layers, as a plan has it: none where the caller did not ask."""
+    """The step for these layers, as a plan has it: none where the caller did not ask.
+
+    `logits` names the children of an attention that give queries and keys; without it those of `FlaxAttention`.
+    """
     if not options.measure_entropy:
         return ()
-    measured = tuple(
-        (layer, reach.child is None, logits_of(found, layer.path, reach, options.key)) for layer, reach in layers
-    )
+    measured = tuple((layer, reach.child is None, logits(layer.path, reach)) for layer, reach in layers)
     return ((Measurer, (options.scaling, measured)),)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from ..attention import accumulator
 from ..errors import UserError
 from ..scales import Scaling
+from .entropy import logits_of
 from .layers import Reach, call_tokens, classify, described, reach_of, shown
 from .linen_entropy import measurer
 from .options import Options
@@ -72,7 +73,8 @@ def adapt_linen(model: linen.Module, options: Options) -> Adapted:
     chosen, left = classify(name, found, options)
     layers = described(found, chosen, options.train_tokens_of(name, chosen))
     reaches = tuple((layer, reach_of(found, layer.path, options.query)) for layer in layers)
-    plan = Plan(options.scaling, reaches, outer=measurer(found, reaches, options))
+    outer = measurer(options, reaches, lambda path, reach: logits_of(found, path, reach, options.key))
+    plan = Plan(options.scaling, reaches, outer=outer)
     report = Report(name, options.scaling, layers, left, options.train_size, tokens=options.tokens)
     return Adapted(adapted(original(model), plan), report)
 

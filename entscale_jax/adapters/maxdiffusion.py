@@ -187,7 +187,7 @@ def _adapt_linen(model: linen.Module, options: Options) -> Adapted:
     without = tuple((layer, operations[layer.path]) for layer in layers if not _is(found[layer.path], _ATTENTION))
     with_query = tuple((layer, Reach(_QUERY)) for layer in layers if _is(found[layer.path], _ATTENTION))
     arguments = options.scaling, without, options.measure_entropy
-    plan = Plan(options.scaling, with_query, ((_Operations, arguments),), measurer(found, with_query, options))
+    plan = Plan(options.scaling, with_query, ((_Operations, arguments),), measurer(options, with_query))
     report = Report(name, options.scaling, layers, left, options.train_size, tokens=options.tokens)
     return Adapted(adapted(model, plan), report)
 

@@ -24,6 +24,17 @@ MULTIPLIER = math.sqrt(math.log(N) / math.log(T))
 FIXED = {"rule": "fixed", "multiplier": 1.3}
 
 
+DISTINCT = ("dot_product", "flash", "tokamax_ring", "ulysses_ring_custom_fixed_m", "cudnn_flash_te")
+"""Kernels of which the stand-in has functions that differ."""
+
+
+def quick(kernels):
+    """Of the stand-in, one kernel a function; all of them in the full tests, and of the real package."""
+    return [
+        kernel if PATH or kernel in DISTINCT else pytest.param(kernel, marks=pytest.mark.full) for kernel in kernels
+    ]
+
+
 class Library(SimpleNamespace):
     """Hashed by identity."""
 

@@ -44,6 +44,8 @@ def _dot_product(query, key, value, context):
         logits = (query / math.sqrt(query.shape[-1])) @ key.swapaxes(-1, -2)  # its own scale, not the one given
     else:
         logits = query @ key.swapaxes(-1, -2) * context["scale"]
+    if context["attention_mask"] is not None:
+        logits = jnp.where(context["attention_mask"][:, None, None], logits, -1e9)
     return _merged(_weights(logits) @ value)
 
 
@@ -101,12 +103,12 @@ def _baked(kernel, scale):
     return partial(DotProductAttention(scale_factor=scale).apply, {})
 
 
-def _apply(operation, query, key, value):
+def _apply(operation, query, key, value, attention_mask):
     long = min(query.shape[-2], key.shape[-2]) >= operation.flash_min_seq_length
     kernel = operation.attention_kernel if long and not operation.use_memory_efficient_attention else "dot_product"
     names = ("heads", "scale", "use_memory_efficient_attention", "use_base2_exp", "ulysses_shards", "dpa_layer")
     context = {name: getattr(operation, name) for name in names}
-    return KERNEL_REGISTRY[kernel](query, key, value, {**context, "kernel": kernel})
+    return KERNEL_REGISTRY[kernel](query, key, value, {**context, "kernel": kernel, "attention_mask": attention_mask})
 
 
 class AttentionOp(nn.Module):
@@ -129,7 +131,7 @@ class AttentionOp(nn.Module):
         self.dpa_layer = _baked(self.attention_kernel, self.scale)
 
     def apply_attention(self, query, key, value, attention_mask=None):
-        return _apply(self, query, key, value)
+        return _apply(self, query, key, value, attention_mask)
 
 
 class NNXAttentionOp(nnx.Module):
@@ -159,7 +161,7 @@ class NNXAttentionOp(nnx.Module):
         self.use_base2_exp, self.ulysses_shards = use_base2_exp, ulysses_shards
 
     def apply_attention(self, query, key, value, attention_mask=None):
-        return _apply(self, query, key, value)
+        return _apply(self, query, key, value, attention_mask)
 
 
 class FlaxAttention(nn.Module):

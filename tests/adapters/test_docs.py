@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_models import Block, LinenBlock, tokens
+from diffusers import StableDiffusionPipeline
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel as TorchSD3
 from flax import nnx
 
@@ -55,16 +56,17 @@ def max_diffusion(tiny):
 
     unet = open_library().FlaxUNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(32, 32),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(32,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
         layers_per_block=1,
         attention_head_dim=2,
         cross_attention_dim=6,
     )
     latents = jax.random.normal(jax.random.key(1), (1, 4, 6, 6))
     inputs = latents, jnp.ones(1), jnp.ones((1, 3, 6))
-    params = unet.init(jax.random.key(0), *inputs)["params"]
+    shapes, rng = jax.eval_shape(unet.init, jax.random.key(0), *inputs)["params"], np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), shapes)
     _, timesteps, context = inputs
     names = {"unet": unet, "params": params, "latents": latents, "timesteps": timesteps, "context": context}
     scope = doc_snippets.run("MaxDiffusion", **names, adapt=adapt)
@@ -109,6 +111,26 @@ def in_torch(tiny):
     assert scope["report"].unit == "pixels"
 
 
+def entropy(tiny):
+    pipe = StableDiffusionPipeline.from_pretrained("model", safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    linen_model, nnx_model, inputs = LinenBlock(), Block(nnx.Rngs(0)), (tokens(9), tokens(3))
+    scope = doc_snippets.run(
+        "Entropy",
+        torch_pipeline=adapt(pipe).model,
+        linen_model=linen_model,
+        nnx_model=nnx_model,
+        params=linen_model.init(jax.random.key(0), *inputs)["params"],
+        x=inputs[0],
+        text=inputs[1],
+        adapt=adapt,
+        nnx=nnx,
+    )
+    assert {each.shape[0] for each in scope["entropy"].values()} == {25}
+    for name in ("linen_entropy", "nnx_entropy"):
+        assert {path: each.shape for path, each in scope[name].items()} == {"attn1": (1, 2, 3)}
+
+
 CHECKS = {
     TOP: the_top,
     "Your own NNX": own_nnx,
@@ -117,6 +139,7 @@ CHECKS = {
     "Models of this package": own_models,
     "A transformer with text and picture in one sequence": a_transformer,
     "PyTorch diffusers": in_torch,
+    "Entropy": entropy,
 }
 
 

@@ -107,7 +107,7 @@ def test_an_adapted_module_works_inside_another(block, params):
 
 def test_every_transformation_and_thread_draws_each_models_own(block, params):
     inputs = tokens(30), tokens(7, seed=1)
-    models = [adapt(block, rule={"rule": "fixed", "multiplier": 1.0 + k}, **SELF).model for k in range(3)]
+    models = [adapt(block, rule={"rule": "fixed", "multiplier": 1.0 + k}, **SELF).model for k in range(2)]
     wanted = [np.asarray(call(model, params, *inputs)) for model in models]
     assert relative(wanted[0], wanted[1]) > 100 * BOUND
 
@@ -124,8 +124,8 @@ def test_every_transformation_and_thread_draws_each_models_own(block, params):
     ways = (lambda model: model.apply({"params": params}, *inputs), by_vmap, by_pmap)
     with ThreadPoolExecutor(4) as pool:
         for way in ways:
-            drawn = list(pool.map(lambda k, way=way: np.asarray(way(models[k % 3])), range(12)))
-            assert max(relative(found, wanted[k % 3]) for k, found in enumerate(drawn)) < BOUND
+            drawn = list(pool.map(lambda k, way=way: np.asarray(way(models[k % 2])), range(12)))
+            assert max(relative(found, wanted[k % 2]) for k, found in enumerate(drawn)) < BOUND
 
 
 def test_nnx_jit_draws_each_models_own_where_linen_is_bridged(block, params):

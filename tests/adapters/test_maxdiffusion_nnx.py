@@ -21,6 +21,7 @@ from maxdiffusion_library import (
     message,
     nnx_operation,
     plain,
+    quick,
     random,
     scale,
 )
@@ -71,7 +72,7 @@ def expected_wan(module, hidden, context, scale):
     return project("proj_attn", plain(query, key, project("value", context), scale))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", quick(KERNELS))
 def test_nnx_attention(library, kernel):
     block = Block(library, kernel)
     hidden, context = hidden_states(), random(3, 1, CONTEXT, HEADS * WIDTH)

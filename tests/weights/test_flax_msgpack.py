@@ -415,9 +415,7 @@ def test_a_scheduler_that_is_not_implemented_needs_another(folder):
 
 def test_other_pipelines_of_flax_are_refused(folder):
     edit(folder / "model_index.json", _class_name="FlaxStableDiffusionXLPipeline")
-    with pytest.raises(
-        UserError, match=r"is a FlaxStableDiffusionXLPipeline: implemented are .*FlaxStableDiffusionPip"
-    ):
+    with pytest.raises(UserError, match=r"is a FlaxStableDiffusionXLPipeline: implemented are .*FlaxStableDiff"):
         describe(folder)
     edit(folder / "model_index.json", _class_name="StableDiffusionPipeline")
     with pytest.raises(UserError, match="has unet as FlaxUNet2DConditionModel: implemented is UNet2DConditionModel"):
@@ -465,9 +463,8 @@ def test_pytorchs_classes_with_msgpack_come_back_as_safetensors(source, tmp_path
         there, back = (load_file(each / part / safetensors) for each in (source, tmp_path / "exported"))
         assert there.keys() == back.keys()
         assert all(np.array_equal(there[key], back[key]) for key in there)
-    assert (
-        json.loads((tmp_path / "exported" / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
-    )
+    index = json.loads((tmp_path / "exported" / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusionPipeline"
 
 
 def test_there_is_no_parity_with_what_pytorch_cant_open(source, saved, tmp_path):
