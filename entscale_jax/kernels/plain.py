@@ -1,19 +1,20 @@
 """Attention by plain products, all logits at once or a block of query rows at a time, with what its rows measure.
 
-Letters are those of `entscale_jax.attention`. Heads are brought before tokens first: each is then one matrix product.
-The softmax divides after the product with the values, which is a pass less over the logits.
+Letters are those of `entscale_jax.attention`. Each head is one matrix product; the softmax divides after the product
+with the values, which is a pass less over the logits.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_BLOCK_LOGITS = 2**18
-"""At most so many logits of a head are held at once by blocks (1 MiB in float32, that stays in a CPU's cache), ..."""
+_BLOCK_LOGITS = 2**20
+"""At most so many logits of a head are held at once by blocks (4 MiB in float32, measured on a CPU), ..."""
 _BLOCK_ROWS = 256
 """... unless that is fewer rows than these. Each block reads all keys and values, so narrow ones cost time."""
 
@@ -85,10 +86,14 @@ def _output(exponentials: Float[Array, "*X t S"], value: Array) -> Float[Array, 
 def _statistics(shifted: Float[Array, "*X t S"], exponentials: Float[Array, "*X t S"]) -> Statistics:
     normaliser = exponentials.sum(axis=-1)
     entropy = jnp.log(normaliser) - (exponentials * shifted).sum(axis=-1) / normaliser
-    largest = shifted == 0
-    # Summed without the largest, not by subtraction: of a sharp row nothing would be left. Of equal largest ones all
-    # but one are others. Both floors keep the logarithm finite.
-    others = jnp.where(largest, 0.0, exponentials).sum(axis=-1) + (largest.astype(shifted.dtype).sum(axis=-1) - 1)
+    # Summed without the largest where subtraction would leave little: there no other is above a half. Few heads are so
+    # sharp that a pass over the logits has to be spent on it. The floors keep the logarithm finite.
+    sharp = normaliser < 1.5
+    others = jax.lax.cond(
+        sharp.any(),
+        lambda: jnp.where(sharp, jnp.where(exponentials > 0.75, 0.0, exponentials).sum(axis=-1), normaliser - 1.0),
+        lambda: normaliser - 1.0,
+    )
     others = jnp.maximum(others, jnp.finfo(shifted.dtype).tiny)
     return Statistics(entropy, math.log(max(shifted.shape[-1] - 1, 1)) - jnp.log(others))
 
@@ -98,28 +103,53 @@ def _over_heads(function: Callable[..., Any], query: Array, *rest: Array, blocks
 
     With `blocks`, one head and one block of its rows at a time, the logits recomputed in the gradient.
     """
-    batch, length, heads, _ = query.shape
-    arrays = [jnp.moveaxis(array, 2, 1).reshape(-1, array.shape[1], array.shape[3]) for array in (query, *rest)]
-    found = _by_blocks(function, *arrays) if blocks else function(*arrays)
-    return jax.tree.map(lambda array: array[:, :length].reshape(batch, heads, length, *array.shape[2:]), found)
+    if not blocks:
+        batch = query.shape[0]
+        return _apart(function(*map(_heads_first, (query, *rest))), batch)
+    by_rows = partial(_by_rows, jax.checkpoint(function))
+    apply = jax.custom_vjp(partial(_by_slices, by_rows))
+
+    def backward(arrays: tuple[Array, ...], gradient: Any) -> Any:
+        return jax.vjp(partial(_by_heads, by_rows), *arrays)[1](gradient)
+
+    apply.defvjp(lambda *arrays: (_by_slices(by_rows, *arrays), arrays), backward)
+    return apply(query, *rest)
 
 
-def _by_blocks(function: Callable[..., Any], query: Float[Array, "X T H"], *rest: Float[Array, "X S H"]) -> Any:
-    length = query.shape[1]
-    count = -(-length // max(_BLOCK_ROWS, _BLOCK_LOGITS // rest[0].shape[1]))
+def _by_slices(function: Callable[..., Any], *arrays: Array) -> Any:
+    """One head after another, cut out where it lies: no array is copied whole."""
+    batch, _, heads, _ = arrays[0].shape
+
+    def one_head(index: Array) -> Any:
+        return function(*(array[index // heads, :, index % heads] for array in arrays))
+
+    return _apart(jax.lax.map(one_head, jnp.arange(batch * heads)), batch)
+
+
+def _by_heads(function: Callable[..., Any], *arrays: Array) -> Any:
+    """The same to take the gradient of: that of a slice is as large as its array, and would be added up once a head."""
+    return _apart(jax.lax.map(lambda head: function(*head), tuple(map(_heads_first, arrays))), arrays[0].shape[0])
+
+
+def _by_rows(function: Callable[..., Any], query: Float[Array, "T H"], *rest: Float[Array, "S H"]) -> Any:
+    length = len(query)
+    count = -(-length // max(_BLOCK_ROWS, _BLOCK_LOGITS // len(rest[0])))
+    if count == 1:
+        return function(query, *rest)
     rows = -(-length // count)
     # Rows that fill up the last block are computed and cut off: no other row sees them.
-    padded = jnp.pad(query, ((0, 0), (0, count * rows - length), (0, 0)))
+    padded = jnp.pad(query, ((0, count * rows - length), (0, 0))).reshape(count, rows, -1)
+    found = jax.lax.map(lambda block: function(block, *rest), padded)
+    return jax.tree.map(lambda array: array.reshape(count * rows, *array.shape[2:])[:length], found)
 
-    @jax.checkpoint
-    def one_head(arrays: tuple[Array, ...]) -> Any:
-        head, *others = arrays
-        if count == 1:
-            return function(head, *others)
-        found = jax.lax.map(lambda block: function(block, *others), head.reshape(count, rows, -1))
-        return jax.tree.map(lambda array: array.reshape(count * rows, *array.shape[2:]), found)
 
-    return jax.lax.map(one_head, (padded, *rest))
+def _heads_first(array: Float[Array, "B T N H"]) -> Float[Array, "X T H"]:
+    return jnp.moveaxis(array, 2, 1).reshape(-1, array.shape[1], array.shape[3])
+
+
+def _apart(tree: Any, batch: int) -> Any:
+    """[B * N ...] arrays to [B N ...] ones."""
+    return jax.tree.map(lambda array: array.reshape(batch, -1, *array.shape[1:]), tree)
 
 
 def _tokens_first(array: Float[Array, "B N T H"]) -> Float[Array, "B T N H"]:

@@ -74,6 +74,24 @@ def test_what_fills_a_block_changes_nothing(garbage, monkeypatch):
     assert not np.allclose(attend(), clean, atol=1e-2)
 
 
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 3e38])
+def test_keys_that_fill_a_block_are_not_read(garbage, monkeypatch):
+    """Not even where they are no numbers. Values that fill are multiplied by 0, so they stay the zeros they are."""
+    query, key, value = arrays(40, 49, 300)
+    attend = functools.partial(fused.splash_with_log_sum_exp, query, key, value, scale=SCALE, interpret=True)
+    clean, fill = attend(), fused.fill_blocks
+
+    def fill_with_garbage(array):
+        filled = fill(array)
+        return filled.at[:, :, array.shape[2] :].set(garbage) if array.shape[2:] == (300, 40) else filled
+
+    monkeypatch.setattr(fused, "fill_blocks", fill_with_garbage)
+    for found, wanted in zip(attend(), clean, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    monkeypatch.setattr(fused, "_segments", lambda true, rows: jnp.zeros(rows, jnp.int32))  # unmasked
+    assert not np.allclose(attend()[0], clean[0], atol=1e-2)
+
+
 def test_zeros_that_are_not_masked_would_change_the_softmax(monkeypatch):
     query, key, value = arrays(40, 49, 49)
     clean, _, _ = reference(query, key, value, SCALE)
@@ -120,25 +138,55 @@ def test_splash_is_lowered_for_tpu(head_dim, tokens, dtype):
     assert "1.875000e-01" not in lowered(0.3125)
 
 
-@pytest.mark.parametrize("tokens", [49, 784])
-@pytest.mark.parametrize("head_dim", [40, 64, 80, 160])
-def test_cudnn_is_lowered_for_cuda(head_dim, tokens, monkeypatch):
+@pytest.fixture
+def hopper(monkeypatch):
     """The bindings ask a device for its age and for cuDNN's; without one the answers are those of a Hopper."""
     monkeypatch.setattr(bindings, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(bindings, "check_compute_capability", lambda capability: True)
     monkeypatch.setattr(bindings, "is_cuda_compute_capability_equal", lambda capability: False)
+
+
+def _for_cuda(function, tokens, head_dim):
     shape = jax.ShapeDtypeStruct((1, tokens, 2, head_dim), jnp.bfloat16)
     unchecked = [jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax")]
+    return jax.export.export(jax.jit(function), platforms=["cuda"], disabled_checks=unchecked)(shape, shape, shape)
 
-    def lowered(scale):
-        attend = jax.jit(functools.partial(fused.cudnn, scale=scale))
-        exported = jax.export.export(attend, platforms=["cuda"], disabled_checks=unchecked)
-        return exported(shape, shape, shape).mlir_module()
 
-    text = lowered(0.1875)
+@pytest.mark.parametrize("tokens", [49, 784])
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 160])
+def test_cudnn_is_lowered_for_cuda(head_dim, tokens, hopper):
+    text, other = (
+        _for_cuda(functools.partial(fused.cudnn, scale=scale), tokens, head_dim).mlir_module()
+        for scale in (0.1875, 0.3125)
+    )
     assert "__cudnn$fmhaSoftmax" in text
     assert "0.1875" in text
-    assert "0.1875" not in lowered(0.3125)
+    assert "0.1875" not in other
+
+
+def test_cudnn_gives_the_log_sum_exp_in_float32(hopper):
+    """The control is JAX's public function, which rounds it to the inputs' dtype: see the next test."""
+    public = functools.partial(jax.nn.dot_product_attention, implementation="cudnn", return_residual=True)
+    for kernel, dtype in ((fused.cudnn_with_log_sum_exp, jnp.float32), (public, jnp.bfloat16)):
+        exported = _for_cuda(functools.partial(kernel, scale=0.1875), 49, 40)
+        assert [(array.shape, array.dtype) for array in exported.out_avals] == [
+            ((1, 49, 2, 40), jnp.bfloat16),
+            ((1, 49, 2), dtype),
+        ]
+
+
+def test_a_log_sum_exp_in_bfloat16_would_spoil_the_mean():
+    """300 equal keys: every row's is log 300, which lies between two numbers of bfloat16."""
+    query, key, _ = arrays(40, 300, 300, jnp.bfloat16)
+    kernel = functools.partial(fused.splash_with_log_sum_exp, interpret=True)
+
+    def rounded(*arrays, scale):
+        out, log_sum_exp = kernel(*arrays, scale=scale)
+        return out, log_sum_exp.astype(jnp.bfloat16)
+
+    equal = jnp.zeros_like(key)
+    np.testing.assert_allclose(fused.mean_entropy(kernel, query, equal, scale=SCALE), np.log(300), atol=1e-4)
+    assert np.abs(np.asarray(fused.mean_entropy(rounded, query, equal, scale=SCALE)) - np.log(300)).min() > 1e-2
 
 
 @pytest.mark.parametrize(("length", "size"), [(49, 128), (784, 128), (1024, 512), (4096, 512), (240, 256), (9216, 512)])
