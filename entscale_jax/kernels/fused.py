@@ -28,7 +28,8 @@ def cudnn_with_log_sum_exp(
     # even all rows are off alike, so their mean is too.
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 
-    out, log_sum_exp = dot_product_attention(query, key, value, scale=scale, return_residual=True)
+    found: Any = dot_product_attention(query, key, value, scale=scale, return_residual=True)
+    out, log_sum_exp = found
     return out, jnp.moveaxis(log_sum_exp, 1, 2)
 
 
