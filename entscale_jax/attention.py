@@ -76,7 +76,7 @@ def _splash_refuses(call: _Call) -> str | None:
 
 def _chunks_pay(call: _Call) -> bool:
     """Whether all logits at once leave a CPU's cache, or are 1 GiB elsewhere. Measured: benchmarks/attention.py."""
-    return call.logits > (2**18 if call.platform == "cpu" else 2**28)
+    return call.logits > (2**21 if call.platform == "cpu" else 2**28)
 
 
 @dataclass(frozen=True)

@@ -306,7 +306,7 @@ def _call(**changes):
     ("call", "chosen"),
     [
         (_call(), "chunked"),
-        (_call(logits=2**18), "xla"),
+        (_call(logits=2**20), "xla"),
         (_call(platform="cuda", capability=8.0), "cudnn"),
         (_call(platform="cuda", capability=8.0, head_dim=160, logits=2**20), "xla"),
         (_call(platform="cuda", capability=9.0, head_dim=160), "cudnn"),
