@@ -12,9 +12,11 @@ import numpy as np
 from rich.console import Console
 
 from . import environment
+from .caption_file import captions_of, is_caption_file
 from .errors import UserError
 from .pipeline import TextToImage
 from .scales import ScaleRule
+from .scenes.captions import balanced_captions
 from .weights.folder import BUILT_IN
 
 SCENE_CAPTIONS = 64
@@ -48,10 +50,8 @@ def read_prompts(given: Sequence[str], model: str) -> tuple[str, tuple[str, ...]
     found: list[str] = []
     sources = list(given) or [BUILT_IN]
     for source in sources:
-        found += _captions(source)
-    if not found:
-        raise UserError(f"prompts: {', '.join(sources)} has no caption: write one a line")
-    files = [source for source in sources if source == BUILT_IN or Path(source).suffix]
+        found += balanced_captions(SCENE_CAPTIONS) if source == BUILT_IN else captions_of(source)
+    files = [source for source in sources if source == BUILT_IN or is_caption_file(source)]
     return ", ".join(Path(file).name for file in files) or "command line", tuple(found)
 
 
@@ -165,19 +165,3 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
         partial.replace(file)
     except OSError as error:
         raise UserError(f"{file} can't be written: {error.strerror or error}") from None
-
-
-def _captions(source: str) -> list[str]:
-    if source == BUILT_IN:
-        from .scenes.captions import balanced_captions
-
-        return balanced_captions(SCENE_CAPTIONS)
-    if not Path(source).suffix or " " in source:
-        return [source]
-    try:
-        return [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--prompts {source} can't be read ({reason}): give a text file with one caption a line"
-        ) from None

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
 from .batches import check_limit
+from .caption_file import captions_of
 from .entropies import ORIGINAL, EntropyPoint, EntropyStudy, PixelSize, network_order, size_text
 from .errors import UserError
 from .inputs import read_seeds
@@ -63,26 +63,10 @@ def read_prompts(given: Sequence[str], count: int | None, model: str) -> tuple[s
         if model != BUILT_IN:
             raise UserError(f"prompts are missing: give --prompts, captions such as model {model!r} is used with")
         return tuple(balanced_captions(COUNT if count is None else count))
-    found = [caption for source in given for caption in _captions(source)]
+    found = [caption for source in given for caption in captions_of(source)]
     if count is not None and count > len(found):
         raise UserError(f"prompts have {len(found)} captions and count is {count}: lower --count")
     return tuple(found[:count])
-
-
-def _captions(source: str) -> list[str]:
-    if not Path(source).suffix:
-        return [source]
-    try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"prompts: {source} can't be read ({reason}): give a text file with one caption a line"
-        ) from None
-    captions = [line.strip() for line in lines if line.strip()]
-    if not captions:
-        raise UserError(f"prompts: {source} has no caption: write one a line")
-    return captions
 
 
 def complete(plan: Plan, info: ModelInfo) -> list[tuple[PixelSize, Scaling]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..caption_file import read_caption_file
 from ..errors import UserError
 from .spec import Metric, ParquetPrompts, Prompts, ScenePrompts, SweepSpec, nearest
 
@@ -29,22 +30,8 @@ def _captions(prompts: Prompts, folder: Path) -> Sequence[str]:
     if isinstance(prompts, ParquetPrompts):
         return _from_parquet(prompts, folder)
     if isinstance(prompts, str):
-        return _from_lines(folder / prompts)
+        return read_caption_file(folder / prompts)
     return prompts
-
-
-def _from_lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"prompts: {path} can't be read ({reason}): give a text file with one caption a line"
-        ) from error
-    captions = [line.strip() for line in lines if line.strip()]
-    if not captions:
-        raise UserError(f"prompts: {path} has no caption: write one a line")
-    return captions
 
 
 def _from_parquet(prompts: ParquetPrompts, folder: Path) -> list[str]:
