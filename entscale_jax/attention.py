@@ -42,6 +42,8 @@ class _Call:
     """`cpu`, `cuda`, `tpu` or another of JAX's."""
     capability: float
     """Of a CUDA device: 9.0 is Hopper; 0 elsewhere."""
+    has_cudnn: bool
+    """Whether JAX found cuDNN, which a CUDA device can be without."""
     dtype: jnp.dtype
     head_dim: int
     tokens: int
@@ -59,6 +61,8 @@ def _cudnn_refuses(call: _Call) -> str | None:
     widest = 256 if call.capability >= 9.0 else 128
     if call.platform != "cuda":
         return f"it needs a CUDA device, and this is {call.platform}"
+    if not call.has_cudnn:
+        return "it needs cuDNN, which JAX did not find"
     if call.dtype not in (jnp.bfloat16, jnp.float16):
         return f"it takes bfloat16 and float16, not {call.dtype.name}"
     if call.head_dim % 8 or call.head_dim > widest:
@@ -320,6 +324,7 @@ def _describe(query: Array, key: Array) -> _Call:
     return _Call(
         platform=platform,
         capability=float(capability) if platform == "cuda" else 0.0,
+        has_cudnn=platform == "cuda" and fused.has_cudnn(),
         dtype=jnp.dtype(query.dtype),
         head_dim=query.shape[3],
         tokens=key.shape[1],

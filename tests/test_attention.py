@@ -299,7 +299,7 @@ def test_entropy_of_65_536_tokens_holds_a_block_of_logits_only():
 
 def _call(**changes):
     sizes = {"dtype": jnp.dtype(jnp.bfloat16), "head_dim": 40, "tokens": 4096, "logits": 2**28}
-    return _Call(**{"platform": "cpu", "capability": 0.0, **sizes, **changes})
+    return _Call(**{"platform": "cpu", "capability": 0.0, "has_cudnn": True, **sizes, **changes})
 
 
 @pytest.mark.parametrize(
@@ -308,6 +308,7 @@ def _call(**changes):
         (_call(), "chunked"),
         (_call(logits=2**20), "xla"),
         (_call(platform="cuda", capability=8.0), "cudnn"),
+        (_call(platform="cuda", capability=8.0, has_cudnn=False, logits=2**20), "xla"),
         (_call(platform="cuda", capability=8.0, head_dim=160, logits=2**20), "xla"),
         (_call(platform="cuda", capability=9.0, head_dim=160), "cudnn"),
         (_call(platform="cuda", capability=9.0, dtype=jnp.dtype(jnp.float32)), "xla"),

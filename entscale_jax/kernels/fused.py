@@ -15,6 +15,17 @@ LANES = 128
 """The TPU's kernel takes blocks of a multiple of so many tokens, and values of such a width."""
 
 
+def has_cudnn() -> bool:
+    """Whether JAX found the cuDNN that its kernel needs."""
+    from jax._src.cudnn.fused_attention_stablehlo import check_cudnn_version
+
+    try:
+        check_cudnn_version()
+    except RuntimeError:
+        return False
+    return True
+
+
 def cudnn(query: Array, key: Array, value: Array, *, scale: float) -> Float[Array, "B T N H"]:
     """cuDNN's flash attention, by `jax.nn`."""
     return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="cudnn")

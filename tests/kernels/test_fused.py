@@ -192,3 +192,9 @@ def test_a_log_sum_exp_in_bfloat16_would_spoil_the_mean():
 @pytest.mark.parametrize(("length", "size"), [(49, 128), (784, 128), (1024, 512), (4096, 512), (240, 256), (9216, 512)])
 def test_blocks_fill_up_by_an_eighth_or_are_the_least(length, size):
     assert fused.block_size(length) == size
+
+
+def test_cudnn_is_not_found_on_a_cpu(monkeypatch):
+    assert not fused.has_cudnn()
+    monkeypatch.setattr(bindings, "check_cudnn_version", lambda: 91000)
+    assert fused.has_cudnn()
