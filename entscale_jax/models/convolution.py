@@ -18,6 +18,8 @@ _HEAVY = 9 * 2**16
 """From so many weights on (2 MiB); lighter ones stay in the cache anyway."""
 _WIDE = 64
 """Below so many channels in or out the transforms of the tiles cost as much as the products that they save."""
+_LITTLE_WORK = 2**20
+"""Below so many positions times channels times features tiles save microseconds, and take longer to compile."""
 _CACHED_TILES = 2**23
 """Beyond so many numbers (32 MiB) transformed tiles leave a CPU's cache, and fewer products gain nothing."""
 _LARGEST_KERNEL = 9 * 1280 * 640
@@ -82,7 +84,8 @@ def _on_cpu() -> bool:
 
 
 def _tiles_pay(rows: int, channels: int, features: int) -> bool:
-    return min(channels, features) >= _WIDE and 4 * rows * max(channels, features) <= _CACHED_TILES
+    worth = min(channels, features) >= _WIDE and rows * channels * features >= _LITTLE_WORK
+    return worth and 4 * rows * max(channels, features) <= _CACHED_TILES
 
 
 def _transform(kernel: Float[Array, "3 3 channels features"]) -> Float[Array, "16 channels features"]:

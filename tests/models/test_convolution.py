@@ -39,6 +39,7 @@ def reference(conv, inputs, *, stride=1, margin=1):
 def test_tiles_equal_pytorch(height, width, monkeypatch):
     conv, inputs = make(), images(height, width)
     monkeypatch.setattr(convolution, "_FEW_ROWS", 0)
+    monkeypatch.setattr(convolution, "_LITTLE_WORK", 0)
     ready = prepared(conv)
     np.testing.assert_allclose(ready(inputs), reference(conv, inputs), atol=BOUND)
     text = jax.jit(ready).lower(inputs).as_text()

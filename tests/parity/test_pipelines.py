@@ -80,7 +80,7 @@ def _in_torch(kind, folder, sampler, rule, *, opened_by=Reference, fields=None, 
     # Stable Diffusion's own PNDM; configs of other samplers don't say it, and diffusers' default is another.
     own = {"skip_prk_steps": True} if sampler == "pndm" else {}
     pipeline.scheduler = SCHEDULERS[sampler].from_config(pipeline.scheduler.config, **own, **fields or {})
-    with reference._scaled(rule, 1.0):
+    with reference._scaled(rule, 1.0, None):
         options = {"prompt": CAPTIONS, "guidance_scale": GUIDANCE, **arguments}
         return pipeline(num_inference_steps=STEPS, output_type="np", **options).images
 
