@@ -14,7 +14,7 @@ Tree = TypeVar("Tree")
 class ImageRows:
     """Splits images over the devices of a mesh of one axis. Weights and text are whole on each of them.
 
-    A height that the devices do not divide is padded by XLA.
+    Where their number does not divide the rows of latents, XLA draws right and saves no memory.
     """
 
     mesh: Mesh
