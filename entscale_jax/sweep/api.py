@@ -3,8 +3,6 @@
 import contextlib
 import os
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,13 +15,14 @@ from ..errors import UserError
 from ..weights.folder import ModelInfo, describe
 from .dry_run import show_plan
 from .executor import Executor
+from .interrupts import Interrupts
 from .plan import Plan, make_plan
 from .progress import RunProgress
 from .prompts import resolve_prompts
 from .ray_environment import LOCAL, choose_address, prepare_local
 from .recorder import Recorder
 from .run_spec import check_same, describe_calibrated, dump_spec
-from .runner import Runner, WorkersGone
+from .runner import Runner, Stop, WorkersGone
 from .spec import SweepFile, SweepSpec, read_sweep
 from .store import Row, RunFolder
 from .tables import compact, is_compacted
@@ -64,6 +63,7 @@ def run_sweep(
     dry_run: bool = False,
     resume: bool = True,
     retry_failed: bool = False,
+    max_failures: int | None = None,
     address: str | None = None,
     console: Console | None = None,
     open_executor: OpenExecutor | None = None,
@@ -76,14 +76,17 @@ def run_sweep(
         dry_run: only tell what would be drawn.
         resume: False draws everything again, and first removes the results of the same sweep in the run folder.
         retry_failed: draw again the cells that failed in an earlier run.
+        max_failures: begin nothing more once so many cells have failed in this run; None draws the rest all the same.
         address: a Ray cluster, as in `ray.init`; None starts one on this machine.
         console: where to write.
         open_executor: what draws; Ray where it is None.
 
-    Returns the exit code: 0 where every cell is drawn, 1 where some failed, 130 after Ctrl-C. Raises UserError for
-    mistakes in the input.
+    Returns the exit code: 0 where every cell is drawn, 1 where some failed, 130 after Ctrl-C, which finishes the calls
+    in hand where it is pressed once. Raises UserError for mistakes in the input.
     """
     console = console or Console()
+    if max_failures is not None and max_failures < 1:
+        raise UserError(f"max_failures is {max_failures}: give a whole number from 1")
     sweep = plan_sweep(spec_path, out)
     if dry_run:
         sweep.check_folder()
@@ -100,9 +103,10 @@ def run_sweep(
         _say(console, _greeting(sweep, len(finished)))
         for left_out in sweep.plan.undefined:
             _say(console, str(left_out))
-        if wanted and not _draw(sweep, wanted, console, open_executor or _with_ray(address)):
+        stop = _draw(sweep, wanted, console, open_executor or _with_ray(address), max_failures) if wanted else None
+        if stop is not None:
             _say(console, _how_to_resume(sweep, spec_path))
-            return INTERRUPTED
+            return INTERRUPTED if stop is Stop.INTERRUPTED else SOME_FAILED
         return _conclude(sweep, rows, console, drew=bool(wanted))
 
 
@@ -135,50 +139,35 @@ def _describe_models(file: SweepFile) -> Mapping[str, ModelInfo]:
     return models
 
 
-def _draw(sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenExecutor) -> bool:
-    """Draws the wanted cells; False where Ctrl-C ended it."""
+def _draw(
+    sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenExecutor, max_failures: int | None
+) -> Stop | None:
+    """Draws the wanted cells; says why where it did not come to the end."""
     tasks = sweep.plan.tasks(wanted)
-    total, cost = len(sweep.plan.cells), sum(task.chunk.cost for task in tasks)
+    total, cost = len(sweep.plan.cells), sum(task.cost for task in tasks)
+    interrupts = Interrupts()
     _say(console, "starting workers")
     try:
         with (
-            _remembered_interrupt() as interrupted,
+            interrupts.heard(),
             open_executor(sweep) as executor,
             RunProgress(console, total, total - len(wanted), cost) as progress,
         ):
             recorder = Recorder(sweep.run, executor, progress)
-            Runner(tasks, executor, recorder, interrupted=interrupted.is_set).run()
+            runner = Runner(tasks, executor, recorder, interrupts=lambda: interrupts.count, max_failures=max_failures)
+            runner.start()
+            with interrupts.patient():
+                outcome = runner.run()
             for line in recorder.summary():
                 progress.say(line)
+            return outcome.stop
     except KeyboardInterrupt:
-        return False
+        return Stop.INTERRUPTED
     except WorkersGone as error:
         raise UserError(f"{error}. What is drawn is kept: the same command goes on from there") from error
-    return True
 
 
-@contextlib.contextmanager
-def _remembered_interrupt() -> Iterator[threading.Event]:
-    """Set by Ctrl-C, which Python loses in a callback of the garbage collector, of which JAX has one."""
-    seen = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    # Only Python's own handler, in the thread that signals come to, is taken over.
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield seen
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        seen.set()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _with_ray(address: str | None) -> OpenExecutor:
+def _with_ray(address: str | None, **options: Any) -> OpenExecutor:
     @contextlib.contextmanager
     def open_executor(sweep: Sweep) -> Iterator[Executor]:
         platforms = os.environ.get("JAX_PLATFORMS")
@@ -192,7 +181,7 @@ def _with_ray(address: str | None) -> OpenExecutor:
             except ImportError as error:
                 raise UserError(f"a sweep needs Ray ({error}): install entscale-jax[sweep]") from error
             with connected(where):
-                executor = RayExecutor(sweep.spec.metrics, folders, sweep.spec.workers, platforms)
+                executor = RayExecutor(sweep.spec, folders, platforms, **options)
                 try:
                     yield executor
                 finally:

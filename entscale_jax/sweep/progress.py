@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunProgress:
     """Counts cells and says how long the rest may take. Use it as a context manager around the drawing."""
 
-    def __init__(self, console: Console, total: int, done: int, cost: int):
+    def __init__(self, console: Console, total: int, done: int, cost: float):
         self._console = console
         self._total = total
         self._done = done
@@ -36,7 +36,7 @@ class RunProgress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self._bar.stop()
 
-    def advance(self, cells: int, cost: int, bucket: str, seconds: float) -> None:
+    def advance(self, cells: int, cost: float, bucket: str, seconds: float) -> None:
         """So many more cells are done, of a chunk that was estimated at `cost`."""
         self._done += cells
         self._cost_left -= cost
@@ -50,7 +50,8 @@ class RunProgress:
 
     def _left(self) -> str:
         spent = time.monotonic() - self._start
-        return f"about {duration(spent * self._cost_left / max(self._cost - self._cost_left, 1))} left"
+        left = max(self._cost_left, 0.0)
+        return f"about {duration(spent * left / max(self._cost - left, 1))} left"
 
 
 def duration(seconds: float) -> str:

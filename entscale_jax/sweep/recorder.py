@@ -8,6 +8,8 @@ from .executor import Executor, Result
 from .plan import Task
 from .programs import Ledger
 from .progress import RunProgress
+from .queues import Takeover
+from .runner import Stop
 from .store import RunFolder, cell_row, read_json, write_json
 
 
@@ -39,17 +41,33 @@ class Recorder:
             row = {**cell_row(cell), **drawn.columns, "error": None, "entropy_layers": list(drawn.entropy)}
             self._run.write(cell, drawn.png, row)
         self._ledger.add(worker, self._device(worker), task, result)
-        self._progress.advance(len(cells), task.chunk.cost, _name(task), result.compile_seconds + result.steady_seconds)
+        self._progress.advance(len(cells), task.cost, _name(task), result.compile_seconds + result.steady_seconds)
         return failed
+
+    def failed(self, worker: str, task: Task) -> None:
+        self._ledger.tried(worker, self._device(worker), task)
 
     def gave_up(self, task: Task, error: str) -> None:
         for cell in task.wanted_cells:
             self._run.write_failure(cell, cell_row(cell), error)
         self._progress.say(f"failed: {_name(task)}, {len(task.wanted_cells)} cells: {error}")
-        self._progress.advance(len(task.wanted_cells), task.chunk.cost, _name(task), 0.0)
+        self._progress.advance(len(task.wanted_cells), task.cost, _name(task), 0.0)
 
     def retrying(self, task: Task, attempt: int, error: str) -> None:
         self._progress.say(f"trying again ({attempt}): {_name(task)}: {error}")
+
+    def divided(self, task: Task, parts: tuple[Task, ...], error: str) -> None:
+        sizes = " + ".join(str(len(part.wanted_cells)) for part in parts)
+        batch = f" in batches of {parts[0].program.batch}" if parts[0].program.batch < task.program.batch else ""
+        self._progress.say(f"trying again as {sizes} cells{batch}: {_name(task)}: {error}")
+
+    def took_over(self, worker: str, takeover: Takeover) -> None:
+        self._ledger.took_over(worker, takeover)
+
+    def stopping(self, why: Stop, in_hand: int) -> None:
+        reason = "interrupted" if why is Stop.INTERRUPTED else "too many cells failed"
+        again = "; Ctrl-C again stops at once" if why is Stop.INTERRUPTED else ""
+        self._progress.say(f"{reason}: finishing the {in_hand} calls in hand{again}")
 
     def summary(self) -> list[str]:
         """What the workers of this run compiled, a line each."""

@@ -71,7 +71,7 @@ def test_only_wanted_images_come_back_and_the_batch_is_full():
 
 def test_what_is_not_asked_for_is_not_measured():
     result = _drawer(FakePipe(), metrics=()).draw(_tasks()[0])
-    assert all(drawn.entropy == [] and set(drawn.columns) == {"seconds", "device"} for drawn in result.drawn)
+    assert all(drawn.entropy == [] and set(drawn.columns) == {"seconds", "device", "sha256"} for drawn in result.drawn)
 
 
 @pytest.mark.parametrize(
