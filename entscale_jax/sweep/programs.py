@@ -85,7 +85,8 @@ class Ledger:
     The file holds `workers`, one entry for each worker process of all runs, and `buckets`, one for each model, bucket,
     method and batch: `compile_seconds`, `steady_seconds`, and `images` drawn in them. An entry of `workers` says what
     its tasks called for (`expected`), what it made ready, and of the expected programs how many an earlier worker of
-    the run had made ready before: `again`, which its `takeovers` explain, of buckets that others had begun.
+    the run had made ready before: `again`. The `takeovers` of all workers explain those: each brings one more worker to
+    a bucket that others have begun, which makes each of its programs ready at most once.
     """
 
     def __init__(self, run: RunFolder):

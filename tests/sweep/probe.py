@@ -35,6 +35,7 @@ def main(specs):
 
     prepare_local()
     import probe
+
     from entscale_jax.sweep.ray_executor import RayExecutor
     from entscale_jax.sweep.spec import SweepSpec
 

@@ -112,9 +112,11 @@ class FakeExecutor:
         metrics: Sequence[Any] = (),
         load: Load = lambda cell: FakePipe(),
         late: int = 0,
+        counter: Callable[[], Any] = FakeCounter,
     ):
         """`late` is how many waits a replacement takes to be ready."""
         self.late = late
+        self.counter = counter
         self.coming: dict[str, int] = {}
         self.fault = fault
         self.load = load
@@ -148,7 +150,7 @@ class FakeExecutor:
             failure = Failure(text, **{kind: True}) if kind in KINDS else Failure(fault)
             return [Failed(worker, task, failure)]
         if worker not in self.drawers:
-            self.drawers[worker] = Drawer(self.metrics, self.load, FakeCounter(), f"fake:{worker}")
+            self.drawers[worker] = Drawer(self.metrics, self.load, self.counter(), f"fake:{worker}")
         value = self.drawers[worker].draw(task)
         return [Failed(worker, task, value) if isinstance(value, Failure) else Finished(worker, task, value)]
 

@@ -11,8 +11,10 @@ import pytest
 import sweep_fakes as fakes
 from sweep_fakes import FakeExecutor
 
+from entscale_jax import cli
 from entscale_jax.errors import UserError
 from entscale_jax.sweep import plan_sweep
+from entscale_jax.sweep.executor import Compile
 
 CELLS = 3 * 2 * 5 * 2
 
@@ -281,3 +283,89 @@ def test_so_many_failures_stop_the_run(sweep, tmp_path, undisturbed, console, ce
 def test_a_number_of_failures_below_one_is_refused(sweep):
     with pytest.raises(UserError, match="max_failures is 0: give a whole number from 1"):
         sweep(FakeExecutor(), max_failures=0)
+
+
+class Made:
+    """Counts what the pipeline of the same worker makes ready: text once, the others at each new shape."""
+
+    last: "Made"
+
+    def __init__(self):
+        self.new, self.shapes = [], set()
+        Made.last = self
+
+    def take(self):
+        taken, self.new = self.new, []
+        return taken, 1.0 * len(taken)
+
+
+class CountedPipe(fakes.FakePipe):
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def compile(self, *, batch, height, width, rule, **keywords):
+        super().compile(batch=batch, height=height, width=width, rule=rule, **keywords)
+        shape = batch, height, width
+        kinds = {("encode_text",), ("decode_latents", shape), ("denoise_latents", shape, rule.label)}
+        self.made.new += [Compile(kind[0], False, 1.0) for kind in kinds - self.made.shapes]
+        self.made.shapes |= kinds
+
+
+@pytest.mark.parametrize(
+    ("workers", "fault"), [(1, None), (4, None), (7, None), (2, "die"), (3, "memory RESOURCE_EXHAUSTED")]
+)
+def test_programs_are_made_once_a_worker_and_again_only_where_a_takeover_explains_it(sweep, tmp_path, workers, fault):
+    executor = FakeExecutor(
+        workers, fault=Once(fault, 3), load=lambda cell: CountedPipe(Made.last), counter=lambda: Made()
+    )
+    assert sweep(executor) == 0
+    entries = json.loads((tmp_path / "run" / "programs.json").read_text())["workers"]
+    for entry in entries:
+        made = {kind: count["compiled"] + count["cached"] for kind, count in entry["programs"].items()}
+        # What failed for want of memory was called for before anything was made.
+        assert all(made[kind] <= entry["expected"][kind] for kind in made)
+        assert made == entry["expected"] or (fault or "").startswith("memory")
+    takeovers = sum(len(entry["takeovers"]) for entry in entries)
+    again = sum(entry["again"]["denoise"] for entry in entries)
+    if fault is None:
+        assert sum(entry["programs"]["denoise"]["compiled"] for entry in entries) == 6 + again
+    # Six programs are shared out before a seventh worker makes one of them again; decoders are made by each worker.
+    assert (again > 0) == (workers > 6 or fault == "die")
+    assert again <= 2 * takeovers
+    assert any(entry["again"]["decode"] for entry in entries) == (takeovers > 0) == (workers > 3 or fault == "die")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"max_failures": None, "retry_failed": False, "resume": True}),
+        (["--fail-fast"], {"max_failures": 1}),
+        (["--max-failures", "3", "--retry-failed"], {"max_failures": 3, "retry_failed": True}),
+        (["--fail-fast", "--max-failures", "3"], {"max_failures": 1}),
+        (["--no-resume"], {"resume": False}),
+    ],
+)
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_the_command_hands_on_its_options_and_the_exit_code(monkeypatch, arguments, expected, code):
+    asked = {}
+
+    def run_sweep(file, **keywords):
+        asked.update(keywords)
+        return code
+
+    monkeypatch.setattr("entscale_jax.sweep.run_sweep", run_sweep)
+    monkeypatch.setattr("sys.argv", ["entscale", "sweep", "s.yaml", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    assert expected.items() <= asked.items()
+
+
+@pytest.mark.parametrize("arguments", [["nowhere.yaml"], ["nowhere.yaml", "--max-failures", "0"]])
+def test_bad_input_is_exit_code_2_and_one_line(monkeypatch, capsys, arguments):
+    monkeypatch.setattr("sys.argv", ["entscale", "sweep", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -39,7 +39,7 @@ def _env(workers, name, variable):
 def test_each_worker_sees_the_chips_that_are_its_own(workers):
     assert sorted(_env(workers, "tpu", "TPU_VISIBLE_CHIPS")) == ["0", "1", "2", "3"]
     chips = [seen.split(",") for seen in _env(workers, "two chips", "TPU_VISIBLE_CHIPS")]
-    assert sorted(sum(chips, [])) == ["0", "1", "2", "3"]
+    assert sorted(chip for seen in chips for chip in seen) == ["0", "1", "2", "3"]
     assert {len(seen) for seen in chips} == {2} == {worker["count"] for worker in workers["two chips"]}
 
 
