@@ -17,6 +17,7 @@ from ..errors import UserError
 from .devices import Placement, place_workers
 from .executor import Event, Failed, Failure, Finished, Lost, Result
 from .plan import Task
+from .ray_metrics import RayMetrics
 from .spec import Metric
 from .worker import Worker
 
@@ -53,6 +54,8 @@ class RayExecutor:
     def __init__(
         self, metrics: Sequence[Metric], folders: Mapping[str, str], workers: int | str, platforms: str | None
     ):
+        self.observers = (RayMetrics(),)
+        """Told of each event of the run, see `events`."""
         self._arguments = (tuple(metrics), dict(folders))
         self._workers = workers
         self._platforms = platforms
