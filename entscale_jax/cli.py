@@ -267,7 +267,11 @@ def sweep(
         int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="A Ray cluster; one on this machine if not given.", show_default=False)
+        str | None,
+        typer.Option(
+            help="A Ray cluster: auto for the one of this node, or ray://HOST:10001; one on this machine if not given.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Draw every size, method, caption and seed of a YAML file, and go on where it was left."""
@@ -283,6 +287,40 @@ def sweep(
         address=address,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="YAML with the sweep and its cluster; see docs/clusters.md.")],
+    out: Annotated[
+        str | None,
+        typer.Option(help="Run folder on the head node, or a URI; ~/runs/NAME if not given.", show_default=False),
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Where the run is brought to; runs/NAME if not given.", show_default=False)
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A cluster that runs already: its dashboard, as http://HOST:8265.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
+) -> None:
+    """Draw a sweep on the cluster of its YAML: start or refresh it, follow the log, bring the run home."""
+    from .sweep.submit import Submission, submit
+
+    job = Submission(file, out=out, home=home, address=address, retry_failed=retry_failed, resume=resume)
+    raise typer.Exit(submit(job, Console()))
+
+
+@app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.", metavar="RUN")],
+) -> None:
+    """Tell what a sweep is at, from its run folder: while it draws, from any shell, or after it."""
+    from .sweep.status import show_status
+
+    show_status(run, Console())
 
 
 @app.command()

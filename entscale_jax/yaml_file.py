@@ -51,16 +51,29 @@ for _tag, _pattern, _first in (
     PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
+def _whole_number(loader: PlainLoader, node: yaml.ScalarNode) -> int:
+    try:
+        return loader.construct_yaml_int(node)
+    except ValueError as error:  # Python reads no more than some thousand digits.
+        raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark) from error
+
+
+PlainLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
 def read_yaml(path: str | Path) -> Document:
     """The document in a YAML (or JSON) file. Raises UserError where it is missing or no YAML, naming the line."""
     path = Path(path)
     try:
-        loader = PlainLoader(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path} can't be read: {reason}") from error
-    except yaml.YAMLError as error:
-        raise _syntax_error(path, error) from error
+    try:
+        loader = PlainLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{path}:{line}: this is no valid YAML: character {error.character:#x} in it") from error
     return _document(path, loader)
 
 
@@ -68,31 +81,37 @@ def _document(path: Path, loader: PlainLoader) -> Document:
     try:
         node = loader.get_single_node()
         lines: dict[Place, int] = {}
-        _walk(path, node, (), lines)
+        _walk(path, node, (), lines, set())
         value = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _syntax_error(path, error) from error
+    except RecursionError:
+        raise UserError(f"{path}:1: this is no YAML of ours: it is nested too deeply") from None
     finally:
         loader.dispose()
     return Document(path, value, lines)
 
 
-def _walk(path: Path, node: yaml.Node | None, place: Place, lines: dict[Place, int]) -> None:
+def _walk(path: Path, node: yaml.Node | None, place: Place, lines: dict[Place, int], seen: set[int]) -> None:
+    # What an alias repeats is walked once: a few lines of aliases can stand for more than memory holds.
+    if id(node) in seen:
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             lines[(*place, index)] = item.start_mark.line + 1
-            _walk(path, item, (*place, index), lines)
+            _walk(path, item, (*place, index), lines, seen)
     elif isinstance(node, yaml.MappingNode):
         for key, item in node.value:
             here = (*place, str(key.value))
             if here in lines:
                 raise UserError(f"{path}:{key.start_mark.line + 1}: key {key.value!r} stands here twice: keep one")
             lines[here] = key.start_mark.line + 1
-            _walk(path, item, here, lines)
+            _walk(path, item, here, lines, seen)
 
 
 def _syntax_error(path: Path, error: yaml.YAMLError) -> UserError:
     mark = getattr(error, "problem_mark", None)
-    where = f"{path}:{mark.line + 1}" if mark is not None else str(path)
+    where = f"{path}:{mark.line + 1 if mark is not None else 1}"
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return UserError(f"{where}: this is no valid YAML: {problem}")

@@ -144,6 +144,8 @@ def test_inspect_refuses(entscale, tiny_folder, tmp_path):
         ("convert",),
         ("export",),
         ("sweep",),
+        ("submit",),
+        ("status",),
         ("report",),
         ("entropy",),
         ("parity",),

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import platform
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,16 +15,18 @@ from rich.console import Console
 from ..errors import UserError
 from ..weights.folder import ModelInfo, describe
 from .dry_run import show_plan
+from .events import NAME as EVENTS
+from .events import Event, EventLog, Observer, make_event, tell_all
 from .executor import Executor
 from .interrupts import Interrupts
-from .plan import Plan, make_plan
+from .plan import Plan, Task, make_plan
 from .progress import RunProgress
 from .prompts import resolve_prompts
-from .ray_environment import LOCAL, choose_address, prepare_local
-from .recorder import Recorder
+from .ray_environment import LOCAL, choose_address, prepare_local, prepare_token
+from .recorder import Recorder, bucket_name
 from .run_spec import check_same, describe_calibrated, dump_spec
 from .runner import Runner, Stop, WorkersGone
-from .spec import SweepFile, SweepSpec, read_sweep
+from .spec import SpecError, SweepFile, SweepSpec, read_sweep
 from .store import Row, RunFolder
 from .tables import compact, is_compacted
 
@@ -40,6 +43,8 @@ class Sweep:
     prompts: tuple[str, ...]
     plan: Plan
     run: RunFolder
+    nodes: int = 1
+    """Nodes that the cluster has to have before the first cell is drawn."""
 
     @property
     def spec(self) -> SweepSpec:
@@ -65,6 +70,7 @@ def run_sweep(
     retry_failed: bool = False,
     max_failures: int | None = None,
     address: str | None = None,
+    nodes: int = 1,
     console: Console | None = None,
     open_executor: OpenExecutor | None = None,
 ) -> int:
@@ -78,6 +84,7 @@ def run_sweep(
         retry_failed: draw again the cells that failed in an earlier run.
         max_failures: begin nothing more once so many cells have failed in this run; None draws the rest all the same.
         address: a Ray cluster, as in `ray.init`; None starts one on this machine.
+        nodes: wait until the cluster has so many, or as many as the file's own cluster has at least.
         console: where to write.
         open_executor: what draws; Ray where it is None.
 
@@ -87,7 +94,7 @@ def run_sweep(
     console = console or Console()
     if max_failures is not None and max_failures < 1:
         raise UserError(f"max_failures is {max_failures}: give a whole number from 1")
-    sweep = plan_sweep(spec_path, out)
+    sweep = replace(plan_sweep(spec_path, out), nodes=nodes)
     if dry_run:
         sweep.check_folder()
         show_plan(sweep.plan, sweep.run, console)
@@ -103,7 +110,9 @@ def run_sweep(
         _say(console, _greeting(sweep, len(finished)))
         for left_out in sweep.plan.undefined:
             _say(console, str(left_out))
-        stop = _draw(sweep, wanted, console, open_executor or _with_ray(address), max_failures) if wanted else None
+        failed = sum(bool(rows[key].get("error")) for key in finished)
+        drawing = open_executor or _with_ray(address)
+        stop = _draw(sweep, wanted, console, drawing, failed, max_failures) if wanted else None
         if stop is not None:
             _say(console, _how_to_resume(sweep, spec_path))
             return INTERRUPTED if stop is Stop.INTERRUPTED else SOME_FAILED
@@ -113,58 +122,114 @@ def run_sweep(
 def plan_sweep(spec_path: str | Path, out: str | Path | None = None) -> Sweep:
     """Reads and plans a sweep; touches no run folder, loads no weights. Raises UserError for mistakes in the input."""
     file = read_sweep(spec_path)
-    prompts = resolve_prompts(file.spec, file.folder)
-    plan = make_plan(file.spec, prompts, _describe_models(file))
+    with _placed(file, "prompts"):
+        prompts = resolve_prompts(file.spec, file.folder)
+    with _placed(file):
+        plan = make_plan(file.spec, prompts, _describe_models(file))
     return Sweep(file, prompts, plan, RunFolder(Path(out) if out is not None else Path("runs") / file.spec.name))
 
 
+@contextlib.contextmanager
+def _placed(file: SweepFile, key: str = "") -> Iterator[None]:
+    """Tells a UserError with the file and the line of the key that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise file.error(error, key) from error
+
+
 def _describe_models(file: SweepFile) -> Mapping[str, ModelInfo]:
-    size = file.spec.train_size
-    models = {
-        name: describe(name, train_size=None if size is None else (size[1], size[0])) for name in file.spec.models
-    }
+    models = {name: _describe(file, name) for name in file.spec.models}
     for name, promised in file.weights.items():
         if name in models and models[name].weights_hash != promised:
-            raise UserError(
-                f"{file.path} was made with the weights {promised[:12]} of {name}, which now has "
-                f"{models[name].weights_hash[:12]}: take `weights` out of the file to draw with these"
+            raise file.error_at(
+                ("weights", name),
+                f"this was made with the weights {promised[:12]} of {name}, which now has "
+                f"{models[name].weights_hash[:12]}: take `weights` out of the file to draw with these",
             )
     for name, promised in file.train_entropy.items():
         shipped = models[name].train_entropy if name in models else None
         if shipped is not None and dict(shipped.layers) != promised:
-            raise UserError(
-                f"{file.path} was made with other E_T than {name} ships now: take `train_entropy` out of the file to "
-                "draw with these"
+            raise file.error_at(
+                ("train_entropy", name),
+                f"this was made with other E_T than {name} ships now: take `train_entropy` out of the file to draw "
+                "with these",
             )
     return models
 
 
+def _describe(file: SweepFile, name: str) -> ModelInfo:
+    size = file.spec.train_size
+    try:
+        return describe(name, train_size=None if size is None else (size[1], size[0]))
+    except UserError as error:
+        raise SpecError(str(error), "models", name) from error
+
+
 def _draw(
-    sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenExecutor, max_failures: int | None
+    sweep: Sweep,
+    wanted: set[str],
+    console: Console,
+    open_executor: OpenExecutor,
+    failed: int,
+    max_failures: int | None,
 ) -> Stop | None:
-    """Draws the wanted cells; says why where it did not come to the end."""
+    """Draws the wanted cells; says why where it did not come to the end.
+
+    `failed` cells of earlier runs are left as they are.
+    """
     tasks = sweep.plan.tasks(wanted)
-    total, cost = len(sweep.plan.cells), sum(task.cost for task in tasks)
     interrupts = Interrupts()
     _say(console, "starting workers")
-    try:
-        with (
-            interrupts.heard(),
-            open_executor(sweep) as executor,
-            RunProgress(console, total, total - len(wanted), cost) as progress,
-        ):
-            recorder = Recorder(sweep.run, executor, progress)
-            runner = Runner(tasks, executor, recorder, interrupts=lambda: interrupts.count, max_failures=max_failures)
-            runner.start()
-            with interrupts.patient():
-                outcome = runner.run()
-            for line in recorder.summary():
-                progress.say(line)
-            return outcome.stop
-    except KeyboardInterrupt:
-        return Stop.INTERRUPTED
-    except WorkersGone as error:
-        raise UserError(f"{error}. What is drawn is kept: the same command goes on from there") from error
+    outcome = "stopped"
+    with RunProgress(console) as progress:
+        observers = [EventLog(sweep.run.path / EVENTS), progress]
+        begun = _run_event(sweep, tasks, wanted, failed)
+        tell_all(observers, begun)
+        try:
+            with interrupts.heard(), open_executor(sweep) as executor:
+                # An executor may bring observers of its own.
+                own: Sequence[Observer] = getattr(executor, "observers", ())
+                tell_all(own, begun)
+                recorder = Recorder(sweep.run, executor, [*observers, *own])
+                runner = Runner(
+                    tasks, executor, recorder, interrupts=lambda: interrupts.count, max_failures=max_failures
+                )
+                runner.start()
+                with interrupts.patient():
+                    stop = runner.run().stop
+                for line in recorder.summary():
+                    progress.say(line)
+            outcome = "done" if stop is None else stop.value
+            return stop
+        except KeyboardInterrupt:
+            outcome = Stop.INTERRUPTED.value
+            return Stop.INTERRUPTED
+        except WorkersGone as error:
+            raise UserError(f"{error}. What is drawn is kept: the same command goes on from there") from error
+        finally:
+            tally = progress.tally
+            tell_all(observers, make_event("end", outcome=outcome, finished=tally.finished, failed=tally.failed))
+
+
+def _run_event(sweep: Sweep, tasks: Sequence[Task], wanted: Collection[str], failed: int) -> Event:
+    buckets: dict[str, dict[str, Any]] = {}
+    for task in tasks:
+        name = bucket_name(task.chunk.program.key)
+        entry = buckets.setdefault(name, {"bucket": name, "cells": 0, "cost": 0.0})
+        entry["cells"] += len(task.wanted_cells)
+        entry["cost"] += task.cost
+    cells = len(sweep.plan.cells)
+    return make_event(
+        "run",
+        cells=cells,
+        finished=cells - len(wanted),
+        failed=failed,
+        chunks=len(tasks),
+        buckets=list(buckets.values()),
+        host=platform.node(),
+        pid=os.getpid(),
+    )
 
 
 def _with_ray(address: str | None, **options: Any) -> OpenExecutor:
@@ -175,12 +240,17 @@ def _with_ray(address: str | None, **options: Any) -> OpenExecutor:
         where = choose_address(address)
         if where == LOCAL:
             prepare_local()
+        else:
+            prepare_token(os.environ)
         with _driver_off_devices():
             try:
                 from .ray_executor import RayExecutor, connected
+                from .ray_nodes import await_nodes
             except ImportError as error:
                 raise UserError(f"a sweep needs Ray ({error}): install entscale-jax[sweep]") from error
             with connected(where):
+                if where != LOCAL:
+                    await_nodes(max(sweep.nodes, sweep.file.nodes), Console())
                 executor = RayExecutor(sweep.spec, folders, platforms, **options)
                 try:
                     yield executor

@@ -16,7 +16,7 @@ from ..buckets import Bucket
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling, UndefinedScale
 from ..weights.folder import ModelInfo
-from .spec import Sampler, SeedOfCaption, SweepSpec
+from .spec import Sampler, SeedOfCaption, SpecError, SweepSpec
 
 AUTO_BATCH = 8
 """Images in one call at the training size with `batch: auto`; at a larger area fewer, as many as its pixels allow."""
@@ -191,7 +191,7 @@ def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, Mode
     chunks: list[Chunk] = []
     undefined: list[Undefined] = []
     for name, size, given in product(spec.models, spec.sizes, spec.methods):
-        method = models[name].scaling(given)
+        method = _scaling(models[name], given)
         if method.rule is ScaleRule.CALIBRATED:
             try:
                 models[name].layer_multipliers(_bucket(models[name], name, size), method)
@@ -204,7 +204,7 @@ def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, Mode
         program = _program(spec, models[name], name, size, method, len(group))
         chunks.extend(_chunks(program, new, len(chunks)))
     if not cells:
-        raise UserError(undefined[0].reason)
+        raise SpecError(undefined[0].reason, "methods", undefined[0].method)
     return Plan(tuple(cells.values()), tuple(chunks), models, tuple(undefined))
 
 
@@ -266,7 +266,14 @@ def _bucket(info: ModelInfo, name: str, size: tuple[int, int]) -> Bucket:
     try:
         return info.bucket(size[1], size[0])
     except UserError as error:
-        raise UserError(f"size {size[0]}x{size[1]} with model {name}: {error}") from error
+        raise SpecError(f"size {size[0]}x{size[1]} with model {name}: {error}", "sizes", size) from error
+
+
+def _scaling(info: ModelInfo, given: Scaling) -> Scaling:
+    try:
+        return info.scaling(given)
+    except UserError as error:
+        raise SpecError(str(error), "methods", given) from error
 
 
 def _chunks(program: Program, cells: Sequence[Cell], first: int) -> list[Chunk]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..caption_file import read_caption_file
 from ..errors import UserError
 from .spec import Metric, ParquetPrompts, Prompts, ScenePrompts, SweepSpec, nearest
+from .spec_paths import input_path
 
 
 def resolve_prompts(spec: SweepSpec, folder: Path) -> tuple[str, ...]:
@@ -30,7 +31,7 @@ def _captions(prompts: Prompts, folder: Path) -> Sequence[str]:
     if isinstance(prompts, ParquetPrompts):
         return _from_parquet(prompts, folder)
     if isinstance(prompts, str):
-        return read_caption_file(folder / prompts)
+        return read_caption_file(input_path(folder, prompts))
     return prompts
 
 
@@ -39,7 +40,7 @@ def _from_parquet(prompts: ParquetPrompts, folder: Path) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = folder / prompts.parquet
+    path = input_path(folder, prompts.parquet)
     try:
         known = pq.read_schema(path).names
         if prompts.column not in known:

@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 
 LOCAL = "local"
@@ -11,6 +12,16 @@ LOCAL = "local"
 def choose_address(address: str | None) -> str:
     """The cluster that is meant: the one named, the one that RAY_ADDRESS names, or a new one on this machine."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def prepare_token(environment: MutableMapping[str, str]) -> None:
+    """Asks for the token of the home folder at clusters that are there already. Call it before Ray is imported.
+
+    Ray's client and its jobs show no token where RAY_AUTH_MODE is not set, and a cluster with tokens then is silent.
+    """
+    path = environment.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    if "RAY_AUTH_MODE" not in environment and ("RAY_AUTH_TOKEN" in environment or os.path.isfile(path)):
+        environment["RAY_AUTH_MODE"] = "token"
 
 
 def prepare_local() -> None:

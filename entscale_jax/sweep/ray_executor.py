@@ -27,6 +27,7 @@ from ..errors import UserError
 from .devices import Placement, place_workers
 from .executor import Event, Failed, Failure, Finished, Lost, Ready, Result
 from .plan import Task
+from .ray_metrics import RayMetrics
 from .spec import Device, SweepSpec
 from .worker import Worker
 
@@ -67,6 +68,8 @@ class RayExecutor:
     """The executor of whole sweeps. Use it inside `connected`."""
 
     def __init__(self, spec: SweepSpec, folders: Mapping[str, str], platforms: str | None, *, worker: type = Worker):
+        self.observers = (RayMetrics(),)
+        """Told of each event of the run, see `events`."""
         self._arguments = (tuple(spec.metrics), dict(folders), spec.sharding)
         self._spec = spec
         self._platforms = platforms

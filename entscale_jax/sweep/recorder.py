@@ -1,13 +1,13 @@
-"""Where a run's results go: into the run folder, the ledger of programs and the progress line."""
+"""Where a run's results go: into the run folder, the ledger of programs, and as events to those who watch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .environment import describe_environment
+from .events import Observer, make_event, tell_all
 from .executor import Executor, Result
-from .plan import Task
+from .plan import BucketKey, Task
 from .programs import Ledger
-from .progress import RunProgress
 from .queues import Takeover
 from .runner import Stop
 from .store import RunFolder, cell_row, read_json, write_json
@@ -16,17 +16,23 @@ from .store import RunFolder, cell_row, read_json, write_json
 class Recorder:
     """The runner's sink in earnest. The driver alone holds it, so nothing is written twice at a time."""
 
-    def __init__(self, run: RunFolder, executor: Executor, progress: RunProgress):
+    def __init__(self, run: RunFolder, executor: Executor, observers: Sequence[Observer]):
         self._run = run
         self._executor = executor
-        self._progress = progress
+        self._observers = observers
         self._ledger = Ledger(run)
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Tells every observer an event that happens now."""
+        tell_all(self._observers, make_event(kind, **fields))
 
     def started(self) -> None:
         path = self._run.path / "environment.json"
         last = read_json(path) or {}
         earlier = [*last.pop("earlier", []), *([last] if last else [])]
-        write_json(path, {**describe_environment(self._executor.devices()), "earlier": earlier})
+        devices = [dict(device) for device in self._executor.devices()]
+        write_json(path, {**describe_environment(devices), "earlier": earlier})
+        self.tell("workers", workers=devices)
 
     def finished(self, worker: str, task: Task, result: Result) -> int:
         cells = {cell.id: cell for cell in task.wanted_cells}
@@ -36,12 +42,21 @@ class Recorder:
             if drawn.error is not None:
                 failed += 1
                 self._run.write_failure(cell, cell_row(cell), drawn.error)
-                self._progress.say(f"failed: {_name(task)}, {cell.prompt!r}: {drawn.error}")
+                self.tell("cell_failed", cell=cell.id, **_size(task), prompt=cell.prompt, error=drawn.error)
                 continue
             row = {**cell_row(cell), **drawn.columns, "error": None, "entropy_layers": list(drawn.entropy)}
             self._run.write(cell, drawn.png, row)
         self._ledger.add(worker, self._device(worker), task, result)
-        self._progress.advance(len(cells), task.cost, _name(task), result.compile_seconds + result.steady_seconds)
+        self.tell(
+            "chunk",
+            worker=worker,
+            **_place(task),
+            cells=len(cells),
+            failed=failed,
+            cost=task.cost,
+            compile_seconds=round(result.compile_seconds, 3),
+            steady_seconds=round(result.steady_seconds, 3),
+        )
         return failed
 
     def failed(self, worker: str, task: Task) -> None:
@@ -50,24 +65,21 @@ class Recorder:
     def gave_up(self, task: Task, error: str) -> None:
         for cell in task.wanted_cells:
             self._run.write_failure(cell, cell_row(cell), error)
-        self._progress.say(f"failed: {_name(task)}, {len(task.wanted_cells)} cells: {error}")
-        self._progress.advance(len(task.wanted_cells), task.cost, _name(task), 0.0)
+        self.tell("gave_up", **_place(task), cells=len(task.wanted_cells), cost=task.cost, error=error)
 
     def retrying(self, task: Task, attempt: int, error: str) -> None:
-        self._progress.say(f"trying again ({attempt}): {_name(task)}: {error}")
+        self.tell("retry", **_place(task), attempt=attempt, error=error)
 
     def divided(self, task: Task, parts: tuple[Task, ...], error: str) -> None:
-        sizes = " + ".join(str(len(part.wanted_cells)) for part in parts)
-        batch = f" in batches of {parts[0].program.batch}" if parts[0].program.batch < task.program.batch else ""
-        self._progress.say(f"trying again as {sizes} cells{batch}: {_name(task)}: {error}")
+        cells = [len(part.wanted_cells) for part in parts]
+        self.tell("divided", **_place(task), parts=cells, batch=parts[0].program.batch, error=error)
 
     def took_over(self, worker: str, takeover: Takeover) -> None:
         self._ledger.took_over(worker, takeover)
+        self.tell("takeover", worker=worker, bucket=bucket_name(takeover.key), others=takeover.others)
 
     def stopping(self, why: Stop, in_hand: int) -> None:
-        reason = "interrupted" if why is Stop.INTERRUPTED else "too many cells failed"
-        again = "; Ctrl-C again stops at once" if why is Stop.INTERRUPTED else ""
-        self._progress.say(f"{reason}: finishing the {in_hand} calls in hand{again}")
+        self.tell("stopping", why=why.value, in_hand=in_hand)
 
     def summary(self) -> list[str]:
         """What the workers of this run compiled, a line each."""
@@ -78,5 +90,15 @@ class Recorder:
         return {key: value for key, value in (found[0] if found else {}).items() if key != "worker"}
 
 
-def _name(task: Task) -> str:
-    return f"{task.chunk.width}x{task.chunk.height} {task.chunk.program.method.label}"
+def bucket_name(key: BucketKey) -> str:
+    """A bucket as events and metrics call it: its model and its size in pixels."""
+    return f"{key.model} {key.bucket}"
+
+
+def _size(task: Task) -> dict[str, str]:
+    chunk = task.chunk
+    return {"size": f"{chunk.width}x{chunk.height}", "method": chunk.program.method.label}
+
+
+def _place(task: Task) -> dict[str, Any]:
+    return {"chunk": task.chunk.index, "bucket": bucket_name(task.chunk.program.key), **_size(task)}

@@ -15,12 +15,12 @@ _SHOWN = 60
 _OF_THE_CLUSTER = {"workers", "device", "sharding"}
 
 
-class _Dumper(yaml.SafeDumper):
+class SpecDumper(yaml.SafeDumper):
     """Quotes a text that a reader of YAML 1.1 or of 1.2 would take for something else."""
 
 
 _DIALECTS = (yaml.SafeDumper.yaml_implicit_resolvers, PlainLoader.yaml_implicit_resolvers)
-_Dumper.yaml_implicit_resolvers = {
+SpecDumper.yaml_implicit_resolvers = {
     first: [rule for dialect in _DIALECTS for rule in dialect.get(first, [])]
     for first in {*_DIALECTS[0], *_DIALECTS[1]}
 }
@@ -36,7 +36,7 @@ def dump_spec(
     """
     sweep = {**spec.model_dump(mode="json", exclude=_OF_THE_CLUSTER, exclude_none=True), "prompts": list(prompts)}
     content = {"sweep": sweep, "weights": dict(weights), **(calibrated or {})}
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(content, Dumper=SpecDumper, sort_keys=False, allow_unicode=True)
 
 
 def describe_calibrated(plan: Plan) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Sink(Protocol):
         ...
 
     def divided(self, task: Task, parts: tuple[Task, ...], error: str) -> None:
-        """Says that a task will be tried again in parts."""
+        """Says that a task will be tried in parts; without an error where its bucket's batch was halved before."""
         ...
 
     def took_over(self, worker: str, takeover: Takeover) -> None:
@@ -145,6 +145,7 @@ class Runner:
             if self._retries.is_hopeless(task):
                 self._give_up(task, "not tried: cells of the same program failed alone, and none was drawn")
             elif parts != (task,):
+                self._sink.divided(task, parts, "")
                 self._put_back(Verdict(parts))
             else:
                 return task

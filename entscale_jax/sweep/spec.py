@@ -24,7 +24,9 @@ from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
 from ..train_entropy import TrainEntropy
-from ..yaml_file import Document, read_yaml
+from ..yaml_file import Document, Place, read_yaml
+from .nodes import promised_nodes
+from .spec_paths import input_path
 
 BASELINES = ("resize", "multidiffusion")
 """Methods of the paper's comparison that a later version brings."""
@@ -40,6 +42,15 @@ class Metric(StrEnum):
     """Mean entropy and logit gap of self-attention in nats, for every layer and step."""
     OBJECTS = "objects"
     """What a scene's caption asks for against what the image holds."""
+
+
+class SpecError(UserError):
+    """A value of the right form that does not fit the models: `item` is the entry of the list `key` that it is."""
+
+    def __init__(self, message: str, key: str, item: object):
+        super().__init__(message)
+        self.key = key
+        self.item = item
 
 
 def nearest(word: object, known: "tuple[str, ...] | list[str]") -> str:
@@ -113,7 +124,7 @@ def _method(value: object, info: ValidationInfo) -> Scaling:
 def _train_entropy(value: object, info: ValidationInfo) -> TrainEntropy:
     """E_T of a method: a file, looked for in the folder of the sweep's own, or layer -> nats."""
     if isinstance(value, str):
-        return TrainEntropy.of((info.context or {}).get("folder", Path()) / value)
+        return TrainEntropy.of(input_path((info.context or {}).get("folder", Path()), value))
     return TrainEntropy.of(value)  # pyright: ignore[reportArgumentType]
 
 
@@ -268,10 +279,42 @@ class SweepFile:
     """Hashes of the models' weights that a run folder's own `spec.yaml` promises; empty elsewhere."""
     train_entropy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """E_T that the models shipped when a run folder's own `spec.yaml` was written; empty elsewhere."""
+    document: Document | None = None
+    """The file's text as values and lines; None for a sweep that was made in Python."""
+    place: Place = ()
+    """The keys that lead to the sweep in the document."""
 
     @property
     def folder(self) -> Path:
         return self.path.resolve().parent
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that the file's own cluster has at least."""
+        return 1 if self.document is None else promised_nodes(self.document.value)
+
+    def error(self, error: UserError, key: str = "") -> UserError:
+        """The same error with the file and the line of the key of the sweep that it is about."""
+        location: list[str | int] = [key]
+        if isinstance(error, SpecError):
+            items = list(getattr(self.spec, error.key))
+            location = [error.key, *([items.index(error.item)] if error.item in items else [])]
+        if self.document is None or not location[0]:
+            return error
+        if location[0] == "models" and "model" in self._written():
+            location = ["model"]
+        message = str(error).removeprefix(f"{location[0]}: ")
+        return self.document.error((*self.place, *location), f"{_dotted(location)}: {message}")
+
+    def error_at(self, place: Place, message: str) -> UserError:
+        """The user's error at a place in the file."""
+        return UserError(f"{self.path}: {message}") if self.document is None else self.document.error(place, message)
+
+    def _written(self) -> Mapping[str, Any]:
+        value: Any = self.document.value if self.document is not None else {}
+        for key in self.place:
+            value = value[key]
+        return value
 
 
 def read_sweep(path: str | Path) -> SweepFile:
@@ -290,7 +333,7 @@ def read_sweep(path: str | Path) -> SweepFile:
         spec = SweepSpec.model_validate(section, context={"folder": document.path.resolve().parent})
     except ValidationError as error:
         raise _first_error(document, place, error) from error
-    return SweepFile(document.path, spec, _weights(document), _shipped(document))
+    return SweepFile(document.path, spec, _weights(document), _shipped(document), document, place)
 
 
 def _find_section(document: Document) -> tuple[str, ...]:
@@ -342,6 +385,8 @@ def _first_error(document: Document, place: tuple[str, ...], error: ValidationEr
     location: list[str | int] = list(found["loc"])
     if location[:1] == ["models"] and (*place, "models") not in document.lines and (*place, "model") in document.lines:
         location[:] = ["model"]
+    if found["type"] == "invalid_key":
+        location[-1] = str(found["input"])
     name = _dotted(location) or _dotted(place)
     return document.error((*place, *location), _explain(found, location, name))
 
@@ -357,6 +402,8 @@ def _explain(found: Any, location: list[str | int], name: str) -> str:
         parent = _KEYS.get(location[-2], SweepSpec) if len(location) > 1 else SweepSpec
         known = [*parent.model_fields, *(["model"] if parent is SweepSpec else [])]
         return f"unknown key {str(location[-1])!r}: {nearest(location[-1], known)}"
+    if kind == "invalid_key":
+        return f"unknown key {found['input']!r}: a key is a word"
     if kind == "missing":
         return f"key {'model' if name == 'models' else name!r} is missing: add it"
     if kind == "value_error":
