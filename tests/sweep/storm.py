@@ -23,8 +23,8 @@ BEGUN = "STORM_BEGUN"
 IN_HAND_SECONDS = 0.3
 """How long a worker holds a chunk before it draws it, so that kills find it in hand."""
 LIMIT_SECONDS = 900
-HEALTH = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-"""A node that is killed is missed after two seconds."""
+HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
+"""A node that is killed is missed after three seconds."""
 
 
 class StormWorker(Worker):

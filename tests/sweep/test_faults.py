@@ -1,5 +1,6 @@
 """Each fault of a cluster, a device or an image on the fake executor, and what must not happen without it."""
 
+import io
 import json
 import signal
 from collections import Counter
@@ -9,11 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import sweep_fakes as fakes
+from rich.console import Console
 from sweep_fakes import FakeExecutor
 
 from entscale_jax import cli
 from entscale_jax.errors import UserError
-from entscale_jax.sweep import plan_sweep
+from entscale_jax.sweep import plan_sweep, run_sweep
 from entscale_jax.sweep.executor import Compile
 
 CELLS = 3 * 2 * 5 * 2
@@ -28,10 +30,23 @@ def _bucket(task):
     return str(task.chunk.program.key.bucket)
 
 
-@pytest.fixture
-def undisturbed(sweep, tmp_path):
-    assert sweep(FakeExecutor(), tmp_path / "undisturbed") == 0
-    return _rows(tmp_path / "undisturbed")
+@pytest.fixture(autouse=True)
+def no_power_cuts(monkeypatch):
+    """Nothing here is about files that a machine loses, and waiting for the disk is half of a fake run."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Rows of the small sweep without any fault."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "small.yaml").write_text(fakes.SPEC)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("entscale_jax.sweep.api.describe", lambda model, train_size=None: fakes.FakeInfo(str(model)))
+        opening = fakes.opening(FakeExecutor())
+        console = Console(file=io.StringIO())
+        assert run_sweep(folder / "small.yaml", out=folder / "run", console=console, open_executor=opening) == 0
+    return _rows(folder / "run")
 
 
 @pytest.fixture
