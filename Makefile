@@ -20,6 +20,9 @@ PIP_INSTALL := -m pip install -qq --progress-bar off --disable-pip-version-check
 EVERYTHING := .[all,dev]
 LEGACY := .[legacy,legacy-dev]
 unexport PYTHONDONTWRITEBYTECODE
+# Tests compile for most of their time, which takes one core a process.
+TEST_PROCESSES ?= 2
+PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-legacy sweep scenes-study scenes-calibrated scenes-measure parity parity-full test-hub test test-full check format clean
@@ -81,8 +84,9 @@ test-hub: $(STAMP) ## Open and draw the published checkpoints, beside PyTorch: d
 	@HF_HUB_OFFLINE=0 $(BIN)/pytest -m hub
 
 test: $(STAMP) $(LEGACY_STAMP) ## Run the tests, without the heavy ones
-	@$(BIN)/pytest -m "not full and not hub"
-	@$(LEGACY_BIN)/pytest -m "not full and not hub" tests/legacy
+	@$(BIN)/pytest $(PARALLEL) -m "not full and not hub and not ray"
+	@$(BIN)/pytest -m "not full and not hub and ray"
+	@$(LEGACY_BIN)/pytest $(PARALLEL) -m "not full and not hub" tests/legacy
 
 test-full: $(STAMP) $(LEGACY_STAMP) ## Run every test, compiled with all optimisations
 	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -m "not hub"

@@ -21,8 +21,8 @@ def read_caption_file(path: Path) -> list[str]:
 
 
 def is_caption_file(source: str) -> bool:
-    """Whether what a user gave names a file: one word with a suffix, such as captions.txt. A caption has none."""
-    return " " not in source and bool(Path(source).suffix)
+    """Whether what a user gave names a file: one word with a suffix or in a folder. A caption has neither."""
+    return " " not in source and (bool(Path(source).suffix) or "/" in source)
 
 
 def captions_of(source: str) -> list[str]:

@@ -262,6 +262,10 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be drawn, with an estimate.")] = False,
     resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -273,7 +277,15 @@ def sweep(
     """Draw every size, method, caption and seed of a YAML file, and go on where it was left."""
     from .sweep import run_sweep
 
-    code = run_sweep(file, out=out, dry_run=dry_run, resume=resume, retry_failed=retry_failed, address=address)
+    code = run_sweep(
+        file,
+        out=out,
+        dry_run=dry_run,
+        resume=resume,
+        retry_failed=retry_failed,
+        max_failures=1 if fail_fast else max_failures,
+        address=address,
+    )
     raise typer.Exit(code)
 
 

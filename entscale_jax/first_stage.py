@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from .batches import batch_groups, check_limit
+from .image_rows import ImageRows
 from .models import AutoencoderKL, VQModel
 from .models.convolution import prepared
 from .models.tiling import by_tiles, decoding_tiles, encoding_tiles
@@ -22,7 +23,14 @@ Pixels = Float[Array | np.ndarray, "batch H W 3"]
 class FirstStage:
     """Decodes latents of the denoiser to bytes, and encodes pictures to latents."""
 
-    def __init__(self, vae: AutoencoderKL | VQModel, latent_dtype: jnp.dtype, cache: ProgramCache):
+    def __init__(
+        self,
+        vae: AutoencoderKL | VQModel,
+        latent_dtype: jnp.dtype,
+        cache: ProgramCache,
+        rows: ImageRows | None = None,
+    ):
+        self._rows = rows
         self._graph, self._weights = nnx.split(vae)
         self.config = vae.config
         self._latent_dtype, self._cache = latent_dtype, cache
@@ -60,7 +68,8 @@ class FirstStage:
         count = len(batch_groups(batch, decode_batch, "decode_batch")[0])
 
         def of_shape(height: int, width: int, channels: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((count, height, width, channels), self._latent_dtype)
+            where = None if self._rows is None else self._rows.whole
+            return jax.ShapeDtypeStruct((count, height, width, channels), self._latent_dtype, sharding=where)
 
         if not (tiling and decoding_tiles(self.config).act(*grid)):
             self._decoding(of_shape(*grid, self.config.latent_channels))
@@ -95,7 +104,10 @@ class FirstStage:
 
     def _decoding(self, latents: Any) -> Callable:
         def decode_latents(weights: nnx.State, latents: Latents) -> UInt8[Array, "batch H W 3"]:
-            return _to_bytes(self._pixels(weights, latents))
+            rows = self._rows
+            if rows is None:
+                return _to_bytes(self._pixels(weights, latents))
+            return rows.join(_to_bytes(self._pixels(weights, rows.split(latents))))
 
         return self._cache.get(("decode", latents.shape), decode_latents, self._weights, latents)
 

@@ -15,6 +15,7 @@ from .batches import batch_groups
 from .buckets import Bucket
 from .compilation import enable_cache
 from .errors import UserError
+from .image_rows import ImageRows
 from .inputs import (
     Size,
     crop,
@@ -69,12 +70,14 @@ class TextToImage:
         dtype: jnp.dtype | type = jnp.float32,
         *,
         rule: Rule = ScaleRule.ENTROPY,
+        rows: ImageRows | None = None,
     ):
         self.info, self.tokenizers, self.text, self.unet, self.vae = info, tuple(tokenizers), text, unet, vae
         self.rule = Scaling.of(rule)
         # Latents are carried from step to step in float32 at least, whatever the models compute in.
         self._latent_dtype = accumulator(dtype)
-        self.programs = Programs(text, unet, vae, self._latent_dtype)
+        self._rows = rows
+        self.programs = Programs(text, unet, vae, self._latent_dtype, rows)
 
     @classmethod
     def from_pretrained(
@@ -89,6 +92,7 @@ class TextToImage:
         variant: str | None = None,
         allow_pickle: bool = False,
         sharding: Placement = None,
+        rows: ImageRows | None = None,
     ) -> "TextToImage":
         """Opens a model.
 
@@ -105,6 +109,8 @@ class TextToImage:
             sharding: where parameters are put: one sharding for all, or a function of a parameter's name, such as
                 `unet.conv_in.weight`, and its shape, HWIO for a convolution and (in, out) for a dense layer. Drawing
                 with parameters that are split needs a mesh of `AxisType.Auto`.
+            rows: splits the rows of every image over several devices, which have all parameters each unless `sharding`
+                says otherwise: `ImageRows.over(jax.local_devices())`.
 
         Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
         """
@@ -119,11 +125,13 @@ class TextToImage:
             variant=variant,
             allow_pickle=allow_pickle,
         )
+        if rows is not None and sharding is None:
+            sharding = rows.whole
         tokenizers = [info.tokenizer(index) for index in range(len(info.text_encoders))]
         unet, vae, *text = (
             info.load(part, info.dtype(part, dtype), sharding=under(part, sharding)) for part in info.family.parts
         )
-        return cls(info, tokenizers, info.family.text(*text), unet, vae, dtype)
+        return cls(info, tokenizers, info.family.text(*text), unet, vae, dtype, rows=rows)
 
     def with_modules(
         self,
@@ -137,7 +145,7 @@ class TextToImage:
         """The same model with other modules in place of its own, other configs, or another rule where none is named."""
         dtype = self.unet.conv_in.kernel.get_value().dtype
         modules = text or self.text, unet or self.unet, vae or self.vae
-        return TextToImage(info or self.info, self.tokenizers, *modules, dtype, rule=rule or self.rule)
+        return TextToImage(info or self.info, self.tokenizers, *modules, dtype, rule=rule or self.rule, rows=self._rows)
 
     @property
     def layers(self) -> dict[str, tuple[int, int, int]]:

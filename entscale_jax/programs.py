@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int32, UInt8, UInt32
 
 from .attention import accumulator
 from .first_stage import FirstStage, Pixels
+from .image_rows import ImageRows
 from .models import (
     AddedConditions,
     AutoencoderKL,
@@ -55,14 +56,16 @@ class Programs:
         unet: UNet2DConditionModel,
         vae: AutoencoderKL | VQModel,
         latent_dtype: jnp.dtype,
+        rows: ImageRows | None = None,
     ):
+        self._rows = rows
         self._text_graph, self._text = nnx.split(text)
         self._unet_graph, self._unet = nnx.split(unet)
         self._lengths = text.lengths
         self._channels = unet.config.in_channels
         self._latent_dtype = latent_dtype
         self.cache = ProgramCache()
-        self.first_stage = FirstStage(vae, latent_dtype, self.cache)
+        self.first_stage = FirstStage(vae, latent_dtype, self.cache, rows)
 
     def encode(self, tokens: tuple[Int32[np.ndarray, "1 text"], ...]) -> TextStates:
         """Token ids of one caption, by each tokenizer. One at a time, so that one text program serves all batches."""
@@ -179,9 +182,10 @@ class Programs:
             guidance: Float[Array, "batch"] | None,
             step_noise: Float[Array, "calls batch height width channels"] | None,
         ) -> tuple[Latents, Measured]:
-            return denoise(
+            rows = self._rows
+            drawn = denoise(
                 nnx.merge(self._unet_graph, weights),
-                latents,
+                latents if rows is None else rows.split(latents),
                 context,
                 schedule=request.sampler,
                 steps=request.steps,
@@ -193,6 +197,7 @@ class Programs:
                 step_noise=step_noise,
                 measure_entropy=request.measure_entropy,
             )
+            return drawn if rows is None else rows.join(drawn)
 
         return self.cache.get(("denoise", request), denoise_latents, self._unet, *arguments)
 

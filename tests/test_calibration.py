@@ -162,6 +162,7 @@ def test_prompts_are_captions_files_or_scenes(tmp_path):
     for given, said in (
         ([], "prompts are missing: give --prompts"),
         ([str(tmp_path / "none.txt")], "can't be read"),
+        ([str(tmp_path / "none")], "can't be read"),
     ):
         with pytest.raises(UserError, match=said):
             read_prompts(given, "m")

@@ -4,8 +4,6 @@ import contextlib
 import os
 import platform
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -20,13 +18,14 @@ from .dry_run import show_plan
 from .events import NAME as EVENTS
 from .events import Event, EventLog, Observer, make_event, tell_all
 from .executor import Executor
+from .interrupts import Interrupts
 from .plan import Plan, Task, make_plan
 from .progress import RunProgress
 from .prompts import resolve_prompts
 from .ray_environment import LOCAL, choose_address, prepare_local, prepare_token
 from .recorder import Recorder, bucket_name
 from .run_spec import check_same, describe_calibrated, dump_spec
-from .runner import Runner, WorkersGone
+from .runner import Runner, Stop, WorkersGone
 from .spec import SpecError, SweepFile, SweepSpec, read_sweep
 from .store import Row, RunFolder
 from .tables import compact, is_compacted
@@ -69,6 +68,7 @@ def run_sweep(
     dry_run: bool = False,
     resume: bool = True,
     retry_failed: bool = False,
+    max_failures: int | None = None,
     address: str | None = None,
     nodes: int = 1,
     console: Console | None = None,
@@ -82,15 +82,18 @@ def run_sweep(
         dry_run: only tell what would be drawn.
         resume: False draws everything again, and first removes the results of the same sweep in the run folder.
         retry_failed: draw again the cells that failed in an earlier run.
+        max_failures: begin nothing more once so many cells have failed in this run; None draws the rest all the same.
         address: a Ray cluster, as in `ray.init`; None starts one on this machine.
         nodes: wait until the cluster has so many, or as many as the file's own cluster has at least.
         console: where to write.
         open_executor: what draws; Ray where it is None.
 
-    Returns the exit code: 0 where every cell is drawn, 1 where some failed, 130 after Ctrl-C. Raises UserError for
-    mistakes in the input.
+    Returns the exit code: 0 where every cell is drawn, 1 where some failed, 130 after Ctrl-C, which finishes the calls
+    in hand where it is pressed once. Raises UserError for mistakes in the input.
     """
     console = console or Console()
+    if max_failures is not None and max_failures < 1:
+        raise UserError(f"max_failures is {max_failures}: give a whole number from 1")
     sweep = replace(plan_sweep(spec_path, out), nodes=nodes)
     if dry_run:
         sweep.check_folder()
@@ -108,9 +111,11 @@ def run_sweep(
         for left_out in sweep.plan.undefined:
             _say(console, str(left_out))
         failed = sum(bool(rows[key].get("error")) for key in finished)
-        if wanted and not _draw(sweep, wanted, console, open_executor or _with_ray(address), failed):
+        drawing = open_executor or _with_ray(address)
+        stop = _draw(sweep, wanted, console, drawing, failed, max_failures) if wanted else None
+        if stop is not None:
             _say(console, _how_to_resume(sweep, spec_path))
-            return INTERRUPTED
+            return INTERRUPTED if stop is Stop.INTERRUPTED else SOME_FAILED
         return _conclude(sweep, rows, console, drew=bool(wanted))
 
 
@@ -161,9 +166,20 @@ def _describe(file: SweepFile, name: str) -> ModelInfo:
         raise SpecError(str(error), "models", name) from error
 
 
-def _draw(sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenExecutor, failed: int) -> bool:
-    """Draws the wanted cells; False where Ctrl-C ended it. `failed` cells of earlier runs are left as they are."""
+def _draw(
+    sweep: Sweep,
+    wanted: set[str],
+    console: Console,
+    open_executor: OpenExecutor,
+    failed: int,
+    max_failures: int | None,
+) -> Stop | None:
+    """Draws the wanted cells; says why where it did not come to the end.
+
+    `failed` cells of earlier runs are left as they are.
+    """
     tasks = sweep.plan.tasks(wanted)
+    interrupts = Interrupts()
     _say(console, "starting workers")
     outcome = "stopped"
     with RunProgress(console) as progress:
@@ -171,32 +187,38 @@ def _draw(sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenE
         begun = _run_event(sweep, tasks, wanted, failed)
         tell_all(observers, begun)
         try:
-            with _remembered_interrupt() as interrupted, open_executor(sweep) as executor:
+            with interrupts.heard(), open_executor(sweep) as executor:
                 # An executor may bring observers of its own.
                 own: Sequence[Observer] = getattr(executor, "observers", ())
                 tell_all(own, begun)
                 recorder = Recorder(sweep.run, executor, [*observers, *own])
-                Runner(tasks, executor, recorder, interrupted=interrupted.is_set).run()
+                runner = Runner(
+                    tasks, executor, recorder, interrupts=lambda: interrupts.count, max_failures=max_failures
+                )
+                runner.start()
+                with interrupts.patient():
+                    stop = runner.run().stop
                 for line in recorder.summary():
                     progress.say(line)
-            outcome = "done"
+            outcome = "done" if stop is None else stop.value
+            return stop
         except KeyboardInterrupt:
-            outcome = "interrupted"
+            outcome = Stop.INTERRUPTED.value
+            return Stop.INTERRUPTED
         except WorkersGone as error:
             raise UserError(f"{error}. What is drawn is kept: the same command goes on from there") from error
         finally:
             tally = progress.tally
             tell_all(observers, make_event("end", outcome=outcome, finished=tally.finished, failed=tally.failed))
-    return outcome == "done"
 
 
 def _run_event(sweep: Sweep, tasks: Sequence[Task], wanted: Collection[str], failed: int) -> Event:
     buckets: dict[str, dict[str, Any]] = {}
     for task in tasks:
         name = bucket_name(task.chunk.program.key)
-        entry = buckets.setdefault(name, {"bucket": name, "cells": 0, "cost": 0})
+        entry = buckets.setdefault(name, {"bucket": name, "cells": 0, "cost": 0.0})
         entry["cells"] += len(task.wanted_cells)
-        entry["cost"] += task.chunk.cost
+        entry["cost"] += task.cost
     cells = len(sweep.plan.cells)
     return make_event(
         "run",
@@ -210,28 +232,7 @@ def _run_event(sweep: Sweep, tasks: Sequence[Task], wanted: Collection[str], fai
     )
 
 
-@contextlib.contextmanager
-def _remembered_interrupt() -> Iterator[threading.Event]:
-    """Set by Ctrl-C, which Python loses in a callback of the garbage collector, of which JAX has one."""
-    seen = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    # Only Python's own handler, in the thread that signals come to, is taken over.
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield seen
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        seen.set()
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _with_ray(address: str | None) -> OpenExecutor:
+def _with_ray(address: str | None, **options: Any) -> OpenExecutor:
     @contextlib.contextmanager
     def open_executor(sweep: Sweep) -> Iterator[Executor]:
         platforms = os.environ.get("JAX_PLATFORMS")
@@ -250,7 +251,7 @@ def _with_ray(address: str | None) -> OpenExecutor:
             with connected(where):
                 if where != LOCAL:
                     await_nodes(max(sweep.nodes, sweep.file.nodes), Console())
-                executor = RayExecutor(sweep.spec.metrics, folders, sweep.spec.workers, platforms)
+                executor = RayExecutor(sweep.spec, folders, platforms, **options)
                 try:
                     yield executor
                 finally:

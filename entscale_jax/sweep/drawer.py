@@ -3,6 +3,7 @@
 Nothing here knows of Ray, and nothing is written: the driver alone writes.
 """
 
+import hashlib
 import os
 import platform
 import time
@@ -16,7 +17,7 @@ from ..errors import UserError
 from ..png import png_bytes
 from .environment import versions
 from .executor import Compile, Drawn, Failure, Result
-from .plan import Cell, Chunk, Program, Task
+from .plan import Cell, Program, Task
 from .spec import Metric
 
 
@@ -50,12 +51,12 @@ class Drawer:
         except UserError as error:
             return Failure(str(error), fatal=True)
         except Exception as error:
-            return Failure(_one_line(error))
+            return Failure(_one_line(error), memory=is_out_of_memory(error), passing=_may_pass(error))
 
     def _draw(self, task: Task) -> Result:
         pipe = self._pipe(task.cells[0])
         loading, _ = self._counter.take()
-        self._make_ready(pipe, task.chunk)
+        self._make_ready(pipe, task)
         ahead, ahead_seconds = self._counter.take()
         start = time.perf_counter()
         output = self._call(pipe, task)
@@ -73,9 +74,9 @@ class Drawer:
             self._pipes[cell.model] = self._load(cell)
         return self._pipes[cell.model]
 
-    def _make_ready(self, pipe: Any, chunk: Chunk) -> None:
+    def _make_ready(self, pipe: Any, task: Task) -> None:
         # Compiling within a call would hide drawing: JAX denoises in the background while it compiles the decoder.
-        program = chunk.program
+        chunk, program = task.chunk, task.program
         if program in self._ready:
             return
         pipe.compile(
@@ -107,10 +108,13 @@ class Drawer:
     def _measure(self, pipe: Any, task: Task, position: int, output: Any, shared: Mapping[str, Any]) -> Drawn:
         cell = task.cells[position]
         try:
+            _check_finite(output.latents, position)
             image = np.asarray(output.images[position])
             layers = self._entropy(pipe, task, position, output)
-            columns = {**shared, **self._objects(image, cell), **_mean_entropy(layers)}
-            return Drawn(cell.id, png_bytes(image, self._text(cell)), columns, layers)
+            png = png_bytes(image, self._text(cell))
+            digest = {"sha256": hashlib.sha256(png).hexdigest()}
+            columns = {**shared, **self._objects(image, cell), **_mean_entropy(layers), **digest}
+            return Drawn(cell.id, png, columns, layers)
         except Exception as error:
             # One image that can't be measured is not the fault of its neighbours.
             return Drawn(cell.id, error=_one_line(error))
@@ -157,8 +161,9 @@ class Drawer:
         }
 
 
-def load_pipeline(folders: Mapping[str, str]) -> Load:
+def load_pipeline(folders: Mapping[str, str], rows: Any = None) -> Load:
     """A loader of real pipelines. `folders` says where the driver found each model; a node without that looks itself.
+    `rows` is an `ImageRows` where images are split over the worker's devices.
 
     Raises UserError where the weights are not those of the plan.
     """
@@ -167,7 +172,10 @@ def load_pipeline(folders: Mapping[str, str]) -> Load:
         from ..pipeline import TextToImage
 
         folder = folders.get(cell.model, "")
-        pipe = TextToImage.from_pretrained(folder if os.path.isdir(folder) else cell.model, train_size=cell.train_size)
+        more = {} if rows is None else {"rows": rows}
+        pipe = TextToImage.from_pretrained(
+            folder if os.path.isdir(folder) else cell.model, train_size=cell.train_size, **more
+        )
         if pipe.info.weights_hash != cell.weights_hash:
             raise UserError(
                 f"model {cell.model} on {platform.node()} has the weights {pipe.info.weights_hash[:12]} and not those "
@@ -176,6 +184,26 @@ def load_pipeline(folders: Mapping[str, str]) -> Load:
         return pipe
 
     return load
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had too little memory: XLA says so by the name of its status."""
+    return "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError)
+
+
+def _may_pass(error: BaseException) -> bool:
+    # By name, as Ray is not imported here: reading a task's arguments can find the object store full.
+    return type(error).__name__ in ("ObjectStoreFullError", "OutOfDiskError")
+
+
+def _check_finite(latents: Any, position: int) -> None:
+    """Raises where a picture's latents hold a NaN or an infinity: as bytes that would be a picture of one colour."""
+    if latents is None:
+        return
+    values = np.asarray(latents[position], np.float32)
+    broken = int(values.size - np.isfinite(values).sum())
+    if broken:
+        raise ArithmeticError(f"{broken} of {values.size} values of the latents are NaN or infinite")
 
 
 def _mean_entropy(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -198,4 +226,6 @@ def _one_line(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        text = f"RESOURCE_EXHAUSTED: {text or 'the host has too little memory'}"
     return f"{type(error).__name__}: {text[:400]}{where}"

@@ -9,8 +9,11 @@ Each line is a JSON object with `time` (ISO 8601, UTC), `event`, and the fields 
 | `chunk` | a chunk that was drawn: `chunk` (its index), `worker`, `bucket`, `size`, `method`, `cells`, `failed`, `cost`, `compile_seconds`, `steady_seconds` |
 | `cell_failed` | a cell that was drawn and can't be kept: `cell`, `size`, `method`, `prompt`, `error` |
 | `retry` | `chunk`, `attempt` to come, `bucket`, `size`, `method`, `error` |
+| `divided` | a chunk that is tried again in parts: `chunk`, `parts`: the cells of each, `batch`, `bucket`, `size`, `method`, `error`; empty where the bucket's batch was halved before |
+| `takeover` | a worker that went to a bucket which others had begun: `worker`, `bucket`, `others` there |
+| `stopping` | nothing more is begun: `why` (`interrupted` or `failures`), `in_hand` chunks |
 | `gave_up` | a chunk that can't be drawn: `chunk`, `bucket`, `size`, `method`, `cells`, `cost`, `error` |
-| `end` | `outcome` (`done`, `interrupted` or `stopped`), `finished` and `failed` cells of the sweep |
+| `end` | `outcome` (`done`, `interrupted`, `failures` or `stopped`), `finished` and `failed` cells of the sweep |
 
 A run that goes on later appends to the same file, beginning with another `run`.
 """  # noqa: E501 - rows of a table

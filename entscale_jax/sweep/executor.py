@@ -49,6 +49,10 @@ class Failure:
     """One line: the exception and where it was raised."""
     fatal: bool = False
     """The input is at fault, not the run: trying again can't help."""
+    memory: bool = False
+    """The device's memory is too small for the task's batch."""
+    passing: bool = False
+    """The cluster is at fault, as where its object store is full: the same may do well after a pause."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,18 @@ class Lost:
     worker: str
     task: Task | None
     reason: str
+    node: bool = False
+    """The whole node is gone, preempted or killed, which is no fault of the task."""
 
 
-Event = Finished | Failed | Lost
+@dataclass(frozen=True)
+class Ready:
+    """A worker that was started in place of a lost one, or late, can be given tasks."""
+
+    worker: str
+
+
+Event = Finished | Failed | Lost | Ready
 
 
 @runtime_checkable
@@ -86,7 +99,10 @@ class Executor(Protocol):
     """Workers that draw one task at a time. Names of workers are never used twice."""
 
     def start(self) -> Sequence[str]:
-        """Starts the workers and returns their names. Raises UserError where there can be none."""
+        """Starts the workers and returns the names of those that are ready; `wait` tells of later ones.
+
+        Raises UserError where there can be none.
+        """
         ...
 
     def submit(self, worker: str, task: Task) -> None:
@@ -98,7 +114,7 @@ class Executor(Protocol):
         ...
 
     def replace(self, worker: str) -> str:
-        """Starts a worker in place of a lost one and returns its name."""
+        """Starts a worker in place of a lost one and returns its name; `wait` tells when it is ready."""
         ...
 
     def devices(self) -> Sequence[Mapping[str, Any]]:

@@ -7,7 +7,7 @@ into the same program, beside as many others, at the same position, and draws th
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -74,7 +74,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Task:
-    """A chunk as it is sent to a worker: `batch` positions, of which those `wanted` are stored."""
+    """What is sent to a worker: as many positions as its program's batch, of which those `wanted` are stored."""
 
     chunk: "Chunk"
     cells: tuple[Cell, ...]
@@ -83,6 +83,45 @@ class Task:
     @property
     def wanted_cells(self) -> tuple[Cell, ...]:
         return tuple(cell for cell, wanted in zip(self.cells, self.wanted, strict=True) if wanted)
+
+    @property
+    def key(self) -> tuple[int, int, tuple[str, ...]]:
+        """Tells tasks of one sweep apart."""
+        return self.chunk.index, len(self.cells), tuple(cell.id for cell in self.wanted_cells)
+
+    @property
+    def program(self) -> Program:
+        """The chunk's program, at the task's own batch where that was halved."""
+        return replace(self.chunk.program, batch=len(self.cells))
+
+    @property
+    def cost(self) -> float:
+        """The share of the chunk's cost that falls to the wanted cells: parts of a task cost what it cost."""
+        return self.chunk.cost * len(self.wanted_cells) / len(self.chunk.cells)
+
+    def halves(self) -> tuple["Task", "Task"]:
+        """Two tasks of half the wanted cells each: the same program, every cell at its position, so the same bits."""
+        places = [place for place, wanted in enumerate(self.wanted) if wanted]
+        middle = len(places) // 2
+        return self._only(places[:middle]), self._only(places[middle:])
+
+    def smaller(self, batch: int) -> tuple["Task", ...]:
+        """Tasks of a smaller batch, which is another program and may round otherwise, for the wanted cells in turn."""
+        cells = self.wanted_cells
+        groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
+        return tuple(_filled(self.chunk, group, (True,) * len(group), batch) for group in groups)
+
+    def _only(self, places: Sequence[int]) -> "Task":
+        wanted = tuple(place in places for place in range(len(self.cells)))
+        return _filled(self.chunk, self.cells, wanted, len(self.cells))
+
+
+def _filled(chunk: "Chunk", cells: Sequence[Cell], wanted: Sequence[bool], batch: int) -> Task:
+    """A task whose other positions, up to the batch, hold the first wanted cell, drawn once more and thrown away."""
+    filler = cells[list(wanted).index(True)]
+    padding = batch - len(cells)
+    kept = [cell if keeps else filler for cell, keeps in zip(cells, wanted, strict=True)]
+    return Task(chunk, (*kept, *[filler] * padding), (*wanted, *[False] * padding))
 
 
 @dataclass(frozen=True)
@@ -101,12 +140,7 @@ class Chunk:
         A position without a wanted cell is filled with the first wanted one, drawn once more and thrown away.
         """
         keep = [cell.id in wanted for cell in self.cells]
-        if not any(keep):
-            return None
-        filler = self.cells[keep.index(True)]
-        padding = self.program.batch - len(self.cells)
-        cells = [cell if keeps else filler for cell, keeps in zip(self.cells, keep, strict=True)]
-        return Task(self, (*cells, *[filler] * padding), (*keep, *[False] * padding))
+        return _filled(self, self.cells, keep, self.program.batch) if any(keep) else None
 
     @property
     def cost(self) -> int:

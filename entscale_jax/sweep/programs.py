@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .executor import Compile, Result
-from .plan import Task
+from .plan import Program, Task
+from .queues import Takeover
 from .store import RunFolder, read_json, write_json
 
 PROGRAMS = {"encode_text": "text", "denoise_latents": "denoise", "decode_latents": "decode"}
@@ -39,18 +40,14 @@ class WorkerPrograms:
     served: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, task: Task, compiles: Sequence[Compile]) -> None:
-        program = task.chunk.program
-        bucket = (program.key.model, str(program.key.bucket), str(program.batch))
-        self.served |= {
-            ("text", program.key.model),
-            ("decode", *bucket),
-            ("denoise", *bucket, program.method.label, str(program.steps), str(program.guided)),
-        }
+        self.served |= calls_for(task.program)
         for compiled in compiles:
             if compiled.name in PROGRAMS:
                 self.programs[PROGRAMS[compiled.name]].add(compiled)
             else:
                 self.other.setdefault(compiled.name, Count()).add(compiled)
+
+    takeovers: list[dict[str, Any]] = field(default_factory=list)
 
     def expected(self) -> dict[str, int]:
         """Programs of each kind that the drawn tasks call for."""
@@ -68,14 +65,28 @@ class WorkerPrograms:
             "expected": self.expected(),
             "programs": {name: asdict(count) for name, count in self.programs.items()},
             "other": {name: asdict(count) for name, count in sorted(self.other.items())},
+            "takeovers": self.takeovers,
         }
+
+
+def calls_for(program: Program) -> set[tuple[str, ...]]:
+    """The programs of each kind that drawing runs."""
+    bucket = (program.key.model, str(program.key.bucket), str(program.batch))
+    return {
+        ("text", program.key.model),
+        ("decode", *bucket),
+        ("denoise", *bucket, program.method.label, str(program.steps), str(program.guided)),
+    }
 
 
 class Ledger:
     """Grows with every result and is kept in `programs.json`, so that an interrupted run keeps its figures.
 
     The file holds `workers`, one entry for each worker process of all runs, and `buckets`, one for each model, bucket,
-    method and batch: `compile_seconds`, `steady_seconds`, and `images` drawn in them.
+    method and batch: `compile_seconds`, `steady_seconds`, and `images` drawn in them. An entry of `workers` says what
+    its tasks called for (`expected`), what it made ready, and of the expected programs how many an earlier worker of
+    the run had made ready before: `again`. The `takeovers` of all workers explain those: each brings one more worker to
+    a bucket that others have begun, which makes each of its programs ready at most once.
     """
 
     def __init__(self, run: RunFolder):
@@ -86,11 +97,12 @@ class Ledger:
         self._buckets: list[dict[str, Any]] = earlier.get("buckets", [])
         self._workers: dict[str, WorkerPrograms] = {}
         self._devices: dict[str, Mapping[str, Any]] = {}
+        self._first: dict[tuple[str, ...], str] = {}
+        """The worker that was first to make each program ready."""
 
     def add(self, worker: str, device: Mapping[str, Any], task: Task, result: Result) -> None:
         """Counts a result and writes the file."""
-        self._devices[worker] = device
-        self._workers.setdefault(worker, WorkerPrograms()).add(task, result.compiles)
+        self._count(worker, device, task).add(task, result.compiles)
         entry = self._bucket(task)
         entry["compile_seconds"] += result.compile_seconds
         entry["steady_seconds"] += result.steady_seconds
@@ -98,18 +110,51 @@ class Ledger:
         entry["calls"] += 1
         write_json(self._path, {"workers": [*self._earlier, *self._now()], "buckets": self._buckets})
 
+    def tried(self, worker: str, device: Mapping[str, Any], task: Task) -> None:
+        """Counts what a task called for that raised; what was made ready for it is told with the next result."""
+        self._count(worker, device, task).add(task, ())
+
+    def took_over(self, worker: str, takeover: Takeover) -> None:
+        """Notes that a worker went to a bucket which others had begun."""
+        entry = {
+            "model": takeover.key.model,
+            "bucket": str(takeover.key.bucket),
+            "others": takeover.others,
+            "compile_seconds": takeover.compile_seconds,
+            "left_seconds": takeover.left_seconds,
+        }
+        self._workers.setdefault(worker, WorkerPrograms()).takeovers.append(entry)
+
     def summary(self) -> list[str]:
         """One line for each worker of this run."""
         return [f"programs of {name}: {programs.summary()}" for name, programs in self._workers.items()]
 
+    def _count(self, worker: str, device: Mapping[str, Any], task: Task) -> WorkerPrograms:
+        self._devices[worker] = device
+        programs = self._workers.setdefault(worker, WorkerPrograms())
+        for program in calls_for(task.program) - programs.served:
+            self._first.setdefault(program, worker)
+        return programs
+
     def _now(self) -> list[dict[str, Any]]:
         return [
-            {"run": self._run, "worker": name, "device": self._devices[name], **programs.as_json()}
+            {
+                "run": self._run,
+                "worker": name,
+                "device": self._devices[name],
+                **programs.as_json(),
+                "again": self._again(name, programs),
+            }
             for name, programs in self._workers.items()
+            if name in self._devices
         ]
 
+    def _again(self, worker: str, programs: WorkerPrograms) -> dict[str, int]:
+        known = [program for program in programs.served if self._first[program] != worker]
+        return {kind: sum(program[0] == kind for program in known) for kind in PROGRAMS.values()}
+
     def _bucket(self, task: Task) -> dict[str, Any]:
-        program = task.chunk.program
+        program = task.program
         key = {
             "model": program.key.model,
             "width": program.key.bucket.width,

@@ -48,6 +48,14 @@ class RunProgress:
             self.say(f"failed: {_name(event)}, {event['cells']} cells: {event['error']}")
         elif kind == "retry":
             self.say(f"trying again ({event['attempt']}): {_name(event)}: {event['error']}")
+        elif kind == "divided" and event["error"]:
+            sizes = " + ".join(map(str, event["parts"]))
+            self.say(f"trying again as {sizes} cells in batches of {event['batch']}: {_name(event)}: {event['error']}")
+        elif kind == "stopping":
+            interrupted = event["why"] == "interrupted"
+            reason = "interrupted" if interrupted else "too many cells failed"
+            again = "; Ctrl-C again stops at once" if interrupted else ""
+            self.say(f"{reason}: finishing the {event['in_hand']} calls in hand{again}")
         if kind in ("chunk", "gave_up") and not self._console.is_terminal:
             self._say_chunk(event)
         self._update()

@@ -8,6 +8,8 @@ from .events import Observer, make_event, tell_all
 from .executor import Executor, Result
 from .plan import BucketKey, Task
 from .programs import Ledger
+from .queues import Takeover
+from .runner import Stop
 from .store import RunFolder, cell_row, read_json, write_json
 
 
@@ -51,19 +53,33 @@ class Recorder:
             **_place(task),
             cells=len(cells),
             failed=failed,
-            cost=task.chunk.cost,
+            cost=task.cost,
             compile_seconds=round(result.compile_seconds, 3),
             steady_seconds=round(result.steady_seconds, 3),
         )
         return failed
 
+    def failed(self, worker: str, task: Task) -> None:
+        self._ledger.tried(worker, self._device(worker), task)
+
     def gave_up(self, task: Task, error: str) -> None:
         for cell in task.wanted_cells:
             self._run.write_failure(cell, cell_row(cell), error)
-        self.tell("gave_up", **_place(task), cells=len(task.wanted_cells), cost=task.chunk.cost, error=error)
+        self.tell("gave_up", **_place(task), cells=len(task.wanted_cells), cost=task.cost, error=error)
 
     def retrying(self, task: Task, attempt: int, error: str) -> None:
         self.tell("retry", **_place(task), attempt=attempt, error=error)
+
+    def divided(self, task: Task, parts: tuple[Task, ...], error: str) -> None:
+        cells = [len(part.wanted_cells) for part in parts]
+        self.tell("divided", **_place(task), parts=cells, batch=parts[0].program.batch, error=error)
+
+    def took_over(self, worker: str, takeover: Takeover) -> None:
+        self._ledger.took_over(worker, takeover)
+        self.tell("takeover", worker=worker, bucket=bucket_name(takeover.key), others=takeover.others)
+
+    def stopping(self, why: Stop, in_hand: int) -> None:
+        self.tell("stopping", why=why.value, in_hand=in_hand)
 
     def summary(self) -> list[str]:
         """What the workers of this run compiled, a line each."""

@@ -12,6 +12,7 @@ from .plan import Plan
 from .spec import SweepSpec
 
 _SHOWN = 60
+_OF_THE_CLUSTER = {"workers", "device", "sharding"}
 
 
 class SpecDumper(yaml.SafeDumper):
@@ -30,10 +31,10 @@ def dump_spec(
 ) -> str:
     """The text of `spec.yaml`: the sweep with its captions written out, and the hashes of the models' weights.
 
-    Where rule `calibrated` is drawn, what `describe_calibrated` says too. It is a sweep file itself. The number of
-    workers is left out: it changes nothing that is drawn.
+    Where rule `calibrated` is drawn, what `describe_calibrated` says too. It is a sweep file itself. Workers and their
+    devices are left out: they decide no cell, and a run may go on elsewhere.
     """
-    sweep = {**spec.model_dump(mode="json", exclude={"workers"}, exclude_none=True), "prompts": list(prompts)}
+    sweep = {**spec.model_dump(mode="json", exclude=_OF_THE_CLUSTER, exclude_none=True), "prompts": list(prompts)}
     content = {"sweep": sweep, "weights": dict(weights), **(calibrated or {})}
     return yaml.dump(content, Dumper=SpecDumper, sort_keys=False, allow_unicode=True)
 

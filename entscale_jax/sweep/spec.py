@@ -179,6 +179,47 @@ Seeds = Annotated[
 Count = Annotated[int, Field(ge=1)]
 
 
+class Device(_Strict):
+    """What a worker draws on. As a rule that is found at run time: TPUs, else GPUs, else each node's CPUs."""
+
+    kind: Literal["auto", "tpu", "gpu", "cpu"] = "auto"
+    per_worker: float | None = Field(default=None, gt=0, le=256, allow_inf_nan=False)
+    """Devices of one worker: whole ones, or a share of a GPU. On CPUs, of the devices that JAX makes of a host."""
+    memory_fraction: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    """Share of a GPU's memory that JAX takes beforehand for one worker."""
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> "Device":
+        count = self.per_worker
+        if count is not None and self.kind in ("auto", "gpu") and count > 1 and count != int(count):
+            raise UserError(f"per_worker is {count:g}: give whole devices, or a share below 1 of a GPU")
+        if count is not None and self.kind == "tpu" and count not in TPU_CHIPS:
+            raise UserError(f"per_worker is {count:g}: a worker can have {', '.join(map(str, TPU_CHIPS))} TPU chips")
+        if count is not None and self.kind == "cpu" and count != int(count):
+            raise UserError(f"per_worker is {count:g}: give a whole number, as shares are of GPUs alone")
+        if self.memory_fraction is not None and self.kind in ("tpu", "cpu"):
+            raise UserError("memory_fraction is of a GPU's memory: leave it out, or write kind: gpu")
+        return self
+
+
+TPU_CHIPS = (1, 2, 4, 8)
+"""How many chips of a host Ray gives to one process."""
+
+
+class Sharding(StrEnum):
+    """How a worker with several devices uses them."""
+
+    NONE = "none"
+    ROWS = "rows"
+    """The rows of every image are split over them, so that one large image has the memory of all."""
+
+
+def _sharding(value: object) -> Sharding:
+    if value not in list(Sharding):
+        raise UserError(f"unknown sharding {value!r}: {nearest(value, [*Sharding])}")
+    return Sharding(str(value))
+
+
 def _count_or_auto(value: object) -> object:
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise UserError(f"{value!r} is neither auto nor a whole number above 0")
@@ -202,6 +243,8 @@ class SweepSpec(_Strict):
     ] = ()
     train_size: Size | None = None
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
+    device: Device = Device()
+    sharding: Annotated[Sharding, BeforeValidator(_sharding)] = Sharding.NONE
 
     @model_validator(mode="before")
     @classmethod
@@ -212,6 +255,18 @@ class SweepSpec(_Strict):
             raise UserError("both model and models are given: keep one")
         rest = {key: item for key, item in value.items() if key != "model"}
         return {**rest, "models": [value["model"]]}
+
+    @model_validator(mode="after")
+    def _devices_are_used(self) -> "SweepSpec":
+        count = self.device.per_worker or 1
+        if count > 1 and self.sharding is Sharding.NONE:
+            raise UserError(
+                f"device.per_worker is {count:g} and sharding is none, so all but one would idle: write sharding: rows "
+                "to split each image over them, or leave per_worker out for one worker a device"
+            )
+        if count <= 1 and self.sharding is not Sharding.NONE:
+            raise UserError(f"sharding is {self.sharding} and a worker has one device: give device.per_worker")
+        return self
 
 
 @dataclass(frozen=True)
@@ -317,6 +372,7 @@ _OF_A_RUN = ("weights", "train_entropy", "undefined")
 """What a run folder's spec.yaml has beside the sweep."""
 _KEYS: dict[str | int, type[BaseModel]] = {
     "sampler": Sampler,
+    "device": Device,
     "<scenes>": ScenePrompts,
     "<parquet>": ParquetPrompts,
     "<first>": SeedOfCaption,

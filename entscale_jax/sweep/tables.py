@@ -22,9 +22,10 @@ SAMPLES = {
     "objects_missing": "int32",
     "objects_extra": "int32",
     "entropy": "float32",
+    "sha256": "string",
     "error": "string",
 }
-"""Columns of `samples.parquet` and their types. Null stands for what was not measured."""
+"""Columns of `samples.parquet` and their types. Null stands for what was not measured; `sha256` is of the PNG."""
 
 ENTROPY = {
     "cell": "string",

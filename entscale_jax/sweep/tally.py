@@ -48,7 +48,13 @@ class Tally:
 
     def add(self, event: Event) -> None:
         """Counts an event; those of kinds that change no number pass."""
-        handler = {"run": self._run, "workers": self._workers, "chunk": self._chunk, "gave_up": self._gave_up}
+        handler = {
+            "run": self._run,
+            "workers": self._workers,
+            "chunk": self._chunk,
+            "gave_up": self._gave_up,
+            "divided": self._divided,
+        }
         if (handle := handler.get(event["event"])) is not None:
             handle(event)
 
@@ -102,6 +108,9 @@ class Tally:
         bucket.steady_seconds += event["steady_seconds"]
         self.drawn += event["cells"] - event["failed"]
         self.on[event["worker"]] = event["bucket"]
+
+    def _divided(self, event: Event) -> None:
+        self.chunks += len(event["parts"]) - 1
 
     def _gave_up(self, event: Event) -> None:
         self._done(event, event["cells"])

@@ -1,39 +1,51 @@
 """The actor: a drawer in a process of its own, which looks for its device only after Ray has started it."""
 
+import contextlib
 import os
 import platform
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
 from .executor import Failure, Result
 from .plan import Task
-from .spec import Metric
+from .spec import Metric, Sharding
 
 
 class Worker:
     """Made by Ray in a worker process; `folders` says where the driver found each model."""
 
-    def __init__(self, metrics: Sequence[Metric], folders: Mapping[str, str]):
+    def __init__(self, metrics: Sequence[Metric], folders: Mapping[str, str], sharding: Sharding = Sharding.NONE):
         import jax
 
         from ..compilation import enable_cache
+        from ..image_rows import ImageRows
         from .compiles import CompileCounter
         from .drawer import Drawer, load_pipeline
 
         # Even small programs are kept, so that the next worker reads all of them.
         enable_cache(every_program=True)
-        device = jax.local_devices()[0]
-        name = f"{device.device_kind}:{device.id}@{platform.node()}"
-        self._device = device
-        self._drawer = Drawer(metrics, load_pipeline(folders), CompileCounter(), name)
+        # A terminal's Ctrl-C goes to this process too, where it would spoil what the driver lets finish.
+        with contextlib.suppress(ValueError):  # outside of the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        devices = jax.local_devices()
+        rows = ImageRows.over(devices) if sharding is Sharding.ROWS else None
+        ids = "+".join(str(device.id) for device in (devices if rows else devices[:1]))
+        name = f"{devices[0].device_kind}:{ids}@{platform.node()}"
+        self._device, self._count = devices[0], len(devices)
+        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name)
 
-    def hello(self, kind: str) -> dict[str, Any]:
-        """What this worker is. Raises UserError where JAX found no device of the kind that Ray gave it."""
+    def hello(self, kind: str, devices: int = 1) -> dict[str, Any]:
+        """What this worker is. Raises UserError where JAX found other devices than Ray gave it."""
         if self._device.platform != kind:
             raise UserError(
                 f"Ray offers a {kind.upper()} on {platform.node()} and JAX finds only {self._device.platform}: install "
                 f"the extra {'cuda' if kind == 'gpu' else kind}, or set JAX_PLATFORMS=cpu to draw without it"
+            )
+        if self._count < devices:
+            raise UserError(
+                f"a worker on {platform.node()} should have {devices} devices, and JAX finds {self._count} there"
             )
         return {
             "node": platform.node(),

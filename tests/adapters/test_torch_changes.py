@@ -43,8 +43,8 @@ def scaled(unet, plain):
     return out
 
 
-def close(got, wanted):
-    return torch.allclose(got, wanted, rtol=0, atol=2e-6)
+def close(got, wanted, bound=2e-6):
+    return torch.allclose(got, wanted, rtol=0, atol=bound)
 
 
 def sliced_no_more(unet):
@@ -83,7 +83,8 @@ def test_a_processor_that_was_replaced_is_an_error_at_the_call(unet, plain, scal
     assert "\n" not in str(error.value)
     assert torch.equal(draw(unet), plain)
     if processor not in ("SlicedAttnProcessor", "XFormersAttnProcessor"):
-        assert close(draw(adapt(adapted, rule=FIXED).model), scaled)
+        # PyTorch sums a fused product in another order, by 2.1e-6 on one CPU; the scale itself moves 0.15.
+        assert close(draw(adapt(adapted, rule=FIXED).model), scaled, 1e-5)
 
 
 def test_without_that_error_the_scale_would_be_gone_in_silence(unet, plain, scaled):

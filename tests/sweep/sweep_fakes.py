@@ -14,7 +14,7 @@ import numpy as np
 from entscale_jax.sampling import read_sampler
 from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.sweep.drawer import Drawer, Load
-from entscale_jax.sweep.executor import Compile, Event, Failed, Failure, Finished, Lost
+from entscale_jax.sweep.executor import Compile, Event, Failed, Failure, Finished, Lost, Ready
 from entscale_jax.sweep.plan import Task, make_plan
 from entscale_jax.sweep.spec import SweepSpec
 from entscale_jax.weights.families import STABLE_DIFFUSION
@@ -95,7 +95,11 @@ class FakeCounter:
 
 
 Fault = Callable[[str, Task], "str | None"]
-"""Called before a worker draws: None lets it draw, `die` kills the worker, any other text is its error."""
+"""Called before a worker draws: None lets it draw, `die` kills the worker, `node` its node, other text is an error.
+
+An error that begins with `fatal`, `memory` or `passing` is of that kind.
+"""
+KINDS = ("fatal", "memory", "passing")
 
 
 class FakeExecutor:
@@ -107,7 +111,13 @@ class FakeExecutor:
         fault: Fault = lambda worker, task: None,
         metrics: Sequence[Any] = (),
         load: Load = lambda cell: FakePipe(),
+        late: int = 0,
+        counter: Callable[[], Any] = FakeCounter,
     ):
+        """`late` is how many waits a replacement takes to be ready."""
+        self.late = late
+        self.counter = counter
+        self.coming: dict[str, int] = {}
         self.fault = fault
         self.load = load
         self.metrics = metrics
@@ -126,20 +136,27 @@ class FakeExecutor:
         self.waiting.append((worker, task))
 
     def wait(self, seconds) -> list[Event]:
+        ready = [name for name, waits in self.coming.items() if waits == 0]
+        self.coming = {name: waits - 1 for name, waits in self.coming.items() if waits}
+        if ready or not self.waiting:
+            return [Ready(name) for name in ready]
         worker, task = self.waiting.popleft()
         self.log.append((worker, task))
         fault = self.fault(worker, task)
-        if fault == "die":
-            return [Lost(worker, task, "killed")]
+        if fault in ("die", "node"):
+            return [Lost(worker, task, "killed", node=fault == "node")]
         if fault is not None:
-            return [Failed(worker, task, Failure(fault.removeprefix("fatal "), fatal=fault.startswith("fatal ")))]
+            kind, _, text = fault.partition(" ")
+            failure = Failure(text, **{kind: True}) if kind in KINDS else Failure(fault)
+            return [Failed(worker, task, failure)]
         if worker not in self.drawers:
-            self.drawers[worker] = Drawer(self.metrics, self.load, FakeCounter(), f"fake:{worker}")
+            self.drawers[worker] = Drawer(self.metrics, self.load, self.counter(), f"fake:{worker}")
         value = self.drawers[worker].draw(task)
         return [Failed(worker, task, value) if isinstance(value, Failure) else Finished(worker, task, value)]
 
     def replace(self, worker):
         self.drawers.pop(worker, None)
+        self.coming[f"{worker}+"] = self.late
         return f"{worker}+"
 
     def devices(self):

@@ -71,7 +71,7 @@ def test_only_wanted_images_come_back_and_the_batch_is_full():
 
 def test_what_is_not_asked_for_is_not_measured():
     result = _drawer(FakePipe(), metrics=()).draw(_tasks()[0])
-    assert all(drawn.entropy == [] and set(drawn.columns) == {"seconds", "device"} for drawn in result.drawn)
+    assert all(drawn.entropy == [] and set(drawn.columns) == {"seconds", "device", "sha256"} for drawn in result.drawn)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,39 @@ def test_an_error_comes_back_as_one_line(error, failure):
     assert found.error.startswith(failure[0])
     assert found.fatal is failure[1]
     assert "\n" not in found.error
+
+
+class ObjectStoreFullError(Exception):
+    """By the name of Ray's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "memory", "passing"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes"), True, False),
+        (MemoryError(), True, False),
+        (RuntimeError("INTERNAL: no memory of that"), False, False),
+        (ObjectStoreFullError("no room"), False, True),
+    ],
+)
+def test_what_kind_of_failure_an_error_is(error, memory, passing):
+    def load(cell):
+        raise error
+
+    found = Drawer((), load, NoCounter(), "fake").draw(_tasks()[0])
+    assert (found.memory, found.passing, found.fatal) == (memory, passing, False)
+    assert ("RESOURCE_EXHAUSTED" in found.error) == memory
+
+
+def test_jax_says_that_word_where_an_array_does_not_fit():
+    import jax
+    import jax.numpy as jnp
+
+    from entscale_jax.sweep.drawer import is_out_of_memory
+
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jnp.zeros((2**46,), jnp.int8).block_until_ready()
+    assert is_out_of_memory(caught.value)
 
 
 def test_other_weights_on_a_node_are_an_error(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """Whole sweeps with workers in this process: retries, deaths, Ctrl-C, and going on where an earlier run stopped."""
 
+import hashlib
 import json
 import signal
 import sys
@@ -12,7 +13,6 @@ from sweep_fakes import FakeExecutor
 from entscale_jax.errors import UserError
 from entscale_jax.png import read_text
 from entscale_jax.sweep import plan_sweep, run_sweep
-from entscale_jax.sweep.runner import ATTEMPTS
 
 CELLS = 3 * 2 * 5 * 2
 RUN_ONLY = ("seconds", "device")
@@ -62,7 +62,7 @@ def test_every_cell_is_a_row_and_an_image(undisturbed, spec_file):
     for row in rows:
         assert row["error"] is None
         assert row["image"] == f"images/{row['cell']}.png"
-        assert (undisturbed / row["image"]).is_file()
+        assert hashlib.sha256((undisturbed / row["image"]).read_bytes()).hexdigest() == row["sha256"]
         assert row["seconds"] >= 0
         assert row["device"] == "fake:w0"
         assert 0 < row["entropy"] < 1
@@ -72,7 +72,7 @@ def test_every_cell_is_a_row_and_an_image(undisturbed, spec_file):
 def test_columns_are_those_of_the_design(undisturbed):
     assert pq.read_schema(undisturbed / "samples.parquet").names == [
         *("cell", "model", "width", "height", "method", "prompt", "seed", "image", "seconds", "device"),
-        *("objects_exact", "objects_missing", "objects_extra", "entropy", "error"),
+        *("objects_exact", "objects_missing", "objects_extra", "entropy", "sha256", "error"),
     ]
     assert pq.read_schema(undisturbed / "entropy.parquet").names == [
         *("cell", "model", "width", "height", "method", "layer", "tokens", "train_tokens", "step"),
@@ -146,10 +146,9 @@ def test_after_the_last_attempt_the_cells_have_failed(sweep, tmp_path, console, 
     rows = pq.read_table(tmp_path / "run" / "samples.parquet").to_pylist()
     failed = [row for row in rows if row["width"] == 96]
     assert len(failed) == 20
-    assert all(row["error"] == error and row["image"] is None and row["entropy"] is None for row in failed)
+    assert {error} < {row["error"] for row in failed}
+    assert all(row["image"] is None and row["entropy"] is None for row in failed)
     assert all(row["error"] is None for row in rows if row["width"] != 96)
-    tries = [task.chunk.index for _, task in executor.log if task.chunk.width == 96]
-    assert {tries.count(index) for index in tries} == {ATTEMPTS}
     assert "20 cells failed" in console.file.getvalue()
 
 

@@ -8,7 +8,7 @@ from sweep_fakes import SPEC
 from entscale_jax.errors import UserError
 from entscale_jax.sampling import SAMPLERS
 from entscale_jax.scales import ScaleRule, Scaling
-from entscale_jax.sweep.spec import Metric, ParquetPrompts, ScenePrompts, SeedOfCaption, read_sweep
+from entscale_jax.sweep.spec import Device, Metric, ParquetPrompts, ScenePrompts, SeedOfCaption, Sharding, read_sweep
 
 GOOD = """\
 sweep:
@@ -82,6 +82,28 @@ MISTAKES = [
     ("  model: scenes\n", "", 1, "key 'model' is missing: add it"),
     ("  sizes: [64x48, 128x32]\n", "", 1, "key 'sizes' is missing: add it"),
     ("model: scenes", "model: scenes\n  models: [a]", 1, "sweep: both model and models are given: keep one"),
+    *(
+        ("name: good", f"name: good\n  {wrong}", 3, message)
+        for wrong, message in [
+            ("device: gpu", "device is 'gpu': it should be a valid"),
+            ("device: {kind: gpus}", "device.kind is 'gpus': it should be 'auto', 'tpu', 'gpu' or 'cpu'"),
+            ("device: {knid: gpu}", "unknown key 'knid': did you mean 'kind'?"),
+            ("device: {per_worker: 0}", "device.per_worker is 0: it should be greater than 0"),
+            ("device: {per_worker: 1.5}", "device: per_worker is 1.5: give whole devices, or a share below 1 of a GPU"),
+            ("device: {kind: tpu, per_worker: 3}", "device: per_worker is 3: a worker can have 1, 2, 4, 8 TPU chips"),
+            ("device: {kind: cpu, per_worker: 0.5}", "device: per_worker is 0.5: give a whole number, as shares"),
+            ("device: {memory_fraction: 1.5}", "device.memory_fraction is 1.5: it should be less than or equal to 1"),
+            ("device: {kind: tpu, memory_fraction: 0.5}", "device: memory_fraction is of a GPU's memory: leave it out"),
+            ("sharding: row", "sharding: unknown sharding 'row': did you mean 'rows'?"),
+        ]
+    ),
+    ("name: good", "name: good\n  sharding: rows", 1, "sweep: sharding is rows and a worker has one device"),
+    (
+        "name: good",
+        "name: good\n  device: {per_worker: 4}",
+        1,
+        "sweep: device.per_worker is 4 and sharding is none, so all but one would idle: write sharding: rows",
+    ),
     ("sweep:", "sweeep:", 1, "unknown key 'sweeep' at the top: did you mean 'sweep'?"),
 ]
 
@@ -187,3 +209,17 @@ def test_captions_that_yaml_1_1_would_take_for_something_else(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(SPEC.replace("a red circle, a blue square", "no, off, 1:30, 010, a blue square"))
     assert read_sweep(path).spec.prompts[:4] == ("no", "off", "1:30", "010")
+
+
+def test_devices_and_sharding_are_read(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(GOOD.replace("name: good", "name: good\n  device: {kind: tpu, per_worker: 4}\n  sharding: rows"))
+    spec = read_sweep(path).spec
+    assert (spec.device, spec.sharding) == (Device(kind="tpu", per_worker=4), Sharding.ROWS)
+    path.write_text(
+        GOOD.replace("name: good", "name: good\n  device: {kind: gpu, per_worker: 0.5, memory_fraction: 1}")
+    )
+    spec = read_sweep(path).spec
+    assert (spec.device.per_worker, spec.device.memory_fraction, spec.sharding) == (0.5, 1.0, Sharding.NONE)
+    path.write_text(GOOD)
+    assert read_sweep(path).spec.device == Device()

@@ -1,0 +1,132 @@
+"""A sweep whose workers, nodes and drivers are killed at random comes home complete, and nothing is drawn in vain."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import sweep_fakes as fakes
+from rich.console import Console
+from storm import read_lines
+from tiny_model import write_tiny_model
+
+from entscale_jax.sweep import run_sweep
+from entscale_jax.sweep.drawer import load_pipeline
+
+HERE = Path(__file__).parent
+SPEC = """\
+sweep:
+  name: storm
+  model: {model}
+  sizes: [32x32, 40x24]
+  methods: [entropy]
+  prompts: {{scenes: {prompts}}}
+  seeds: {seeds}
+  sampler: {{name: ddim, steps: 4, guidance: 5.0}}
+  batch: 4
+"""
+CAPTIONS = {40: 4, 500: 10}
+SHORT = {"cells": 40, "kills": {"worker": 2, "node": 1, "driver": 2}, "seed": 8}
+FULL = {"cells": 500, "kills": {"worker": 7, "node": 3, "driver": 2}, "seed": 2}
+
+
+def _rows(run):
+    rows = pq.read_table(run / "samples.parquet").to_pylist()
+    return [{name: row[name] for name in row if name not in ("seconds", "device")} for row in rows]
+
+
+def _draw_undisturbed(folder, spec, model):
+    """The same cells by the same code in this process, one after the other, without Ray."""
+    executor = fakes.FakeExecutor(load=load_pipeline({str(model): str(model)}))
+    with open(folder / "undisturbed.txt", "w") as log:
+        code = run_sweep(
+            spec, out=folder / "undisturbed", console=Console(file=log), open_executor=fakes.opening(executor)
+        )
+    assert code == 0
+
+
+def _rage(folder, spec, job):
+    keep = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment = keep | {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+    }
+    command = [sys.executable, str(HERE / "storm.py"), str(folder), json.dumps({"spec": str(spec), **job})]
+    with open(folder / "storm.txt", "w") as log:
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=1500).returncode
+    log = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
+    assert code == 0, (folder / "storm.txt").read_text() + log
+
+
+def _unexplained(begun, kills):
+    """Cells that were drawn again though nobody who had them in hand was killed.
+
+    In hand of a process is what it began last. A kill explains that what each process that it ended had in hand is
+    drawn once more.
+    """
+    last = {entry["pid"]: number for number, entry in enumerate(begun)}
+    ended = {pid for kill in kills for pid in kill["pids"]}
+    excused = {last[pid] for pid in ended}
+    draws = Counter(cell for entry in begun for cell in entry["cells"])
+    allowed = Counter(cell for number in excused for cell in begun[number]["cells"])
+    return {cell: count for cell, count in draws.items() if count > 1 + allowed[cell]}
+
+
+def _check(folder, job):
+    model = write_tiny_model(folder / "model")
+    spec, captions = folder / "s.yaml", CAPTIONS[job["cells"]]
+    spec.write_text(SPEC.format(model=model, prompts=captions, seeds=list(range(job["cells"] // 2 // captions))))
+    _draw_undisturbed(folder, spec, model)
+    _rage(folder, spec, job)
+    rows, expected = _rows(folder / "run"), _rows(folder / "undisturbed")
+    assert len({row["sha256"] for row in expected}) == len(expected) == job["cells"]
+    assert rows == expected
+    assert all(row["error"] is None for row in rows)
+    assert len(list((folder / "run" / "rows").glob("*.json"))) == job["cells"]
+    kills, begun = (json.loads((folder / "kills.json").read_text()), read_lines(folder / "begun.jsonl"))
+    assert Counter(kill["kind"] for kill in kills) == job["kills"]
+    assert all(kill["pids"] and kill["rows"] < job["cells"] for kill in kills)
+    assert _unexplained(begun, kills) == {}
+    # The control: without its kills the same record has cells that nothing explains.
+    assert _unexplained(begun, [])
+    _check_programs(folder)
+
+
+def _check_programs(folder):
+    """Every worker made ready what its tasks called for, once; takeovers explain what another of its run had made."""
+    workers = json.loads((folder / "run" / "programs.json").read_text())["workers"]
+    for worker in workers:
+        made = {kind: count["compiled"] + count["cached"] for kind, count in worker["programs"].items()}
+        assert made == worker["expected"]
+    for run in {worker["run"] for worker in workers}:
+        of_run = [worker for worker in workers if worker["run"] == run]
+        # A bucket has one denoising program here.
+        assert sum(worker["again"]["denoise"] for worker in of_run) <= sum(
+            len(worker["takeovers"]) for worker in of_run
+        )
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_short_storm_loses_nothing(tmp_path):
+    _check(tmp_path, SHORT)
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+def test_a_storm_over_five_hundred_cells_loses_nothing(tmp_path):
+    _check(tmp_path, FULL)
+
+
+def test_what_was_drawn_again_without_need_is_noticed():
+    begun = [{"pid": 1, "cells": ["a", "b"]}, {"pid": 1, "cells": ["c"]}, {"pid": 2, "cells": ["c"]}]
+    assert _unexplained(begun, [{"pids": [1]}]) == {}
+    assert _unexplained(begun, []) == {"c": 2}
+    assert _unexplained([*begun, {"pid": 2, "cells": ["a"]}], [{"pids": [1]}]) == {"a": 2}
