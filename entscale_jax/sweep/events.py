@@ -20,10 +20,13 @@ A run that goes on later appends to the same file, beginning with another `run`.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ..errors import UserError
 
 NAME = "events.jsonl"
 Event = Mapping[str, Any]
@@ -64,6 +67,41 @@ class EventLog:
             os.close(descriptor)
 
 
+class ObjectLog:
+    """The same log where nothing can be appended to, as at a URI: objects of some seconds of events each.
+
+    Their names, `events/START-NUMBER.jsonl`, sort as they were written. What can't be written goes with the next.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[str, bytes], object],
+        seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._write = write
+        self._seconds = seconds
+        self._clock = clock
+        self._lines: list[str] = []
+        self._last = clock()
+        self._start = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+        self._number = 0
+
+    def __call__(self, event: Event) -> None:
+        self._lines.append(json.dumps(event, ensure_ascii=False) + "\n")
+        if event["event"] in ("run", "workers", "end") or self._clock() - self._last >= self._seconds:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._last = self._clock()
+        try:
+            self._write(f"events/{self._start}-{self._number:06d}.jsonl", "".join(self._lines).encode())
+        except (OSError, UserError):
+            return
+        self._number += 1
+        self._lines.clear()
+
+
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """The events of a log in order; a line that is being written, or broken, is left out."""
     try:
@@ -71,10 +109,15 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     except OSError:
         return
     with file:
-        for line in file:
-            event = _parse(line) if line.endswith("\n") else None
-            if event is not None:
-                yield event
+        yield from parse_events(file)
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The events of a log's lines, which keep their ends."""
+    for line in lines:
+        event = _parse(line) if line.endswith("\n") else None
+        if event is not None:
+            yield event
 
 
 def _parse(line: str) -> dict[str, Any] | None:

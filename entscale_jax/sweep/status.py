@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,12 +41,20 @@ def read_status(run: Path) -> Status:
     """The status of the newest run in a folder. Raises UserError where there is none."""
     if not (run / "spec.yaml").is_file():
         raise UserError(f"{run} holds no run: give the folder that entscale sweep wrote, such as runs/aspect")
+    status = fold(read_events(run / NAME))
+    if status is None:
+        raise UserError(f"{run / NAME} has no event yet: the run has not begun to draw, or an older version drew it")
+    return status
+
+
+def fold(events: Iterable[Event]) -> Status | None:
+    """What the events of a log add up to, at the time of the last one; None where there are none."""
     now = 0.0
     tally = Tally(clock=lambda: now)
     last: Event | None = None
     begun: Event = {}
     errors: list[str] = []
-    for event in read_events(run / NAME):
+    for event in events:
         now = _seconds(event)
         tally.add(event)
         last = event
@@ -54,9 +63,7 @@ def read_status(run: Path) -> Status:
             errors.clear()
         elif event["event"] in ("gave_up", "cell_failed"):
             errors.append(f"{event['size']} {event['method']}: {event['error']}")
-    if last is None:
-        raise UserError(f"{run / NAME} has no event yet: the run has not begun to draw, or an older version drew it")
-    return Status(tally, last, tuple(errors[-SHOWN_ERRORS:]), _is_alive(begun))
+    return None if last is None else Status(tally, last, tuple(errors[-SHOWN_ERRORS:]), _is_alive(begun))
 
 
 def show_status(run: Path, console: Console) -> None:

@@ -4,7 +4,9 @@ What a spec says never becomes part of a command: it travels as a file. Commands
 quotes, everything else is a list of arguments that no shell reads.
 """
 
+import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -69,6 +71,7 @@ def submit(submission: Submission, console: Console, call: Call | None = None) -
     Returns the sweep's exit code. Raises UserError for mistakes in the input and where a step fails.
     """
     call = call or run_command
+    _check_no_manifest(submission.path)
     document = read_yaml(submission.path).value
     way = choose_way(document, submission.address)
     if way is Way.HERE:
@@ -92,9 +95,7 @@ def submit(submission: Submission, console: Console, call: Call | None = None) -
 
 
 def choose_way(document: object, address: str | None) -> Way:
-    """The way for a YAML's content. Raises UserError for a manifest of Kubernetes, which its own tool applies."""
-    if isinstance(document, Mapping) and str(document.get("apiVersion", "")).startswith("ray.io/"):
-        raise UserError("this is a manifest of KubeRay: kubectl apply -f FILE, as docs/clusters.md says")
+    """The way for a YAML's content. Raises UserError for an address that takes no jobs."""
     if address is not None:
         if not address.startswith(("http://", "https://")):
             raise UserError(
@@ -107,6 +108,13 @@ def choose_way(document: object, address: str | None) -> Way:
     provider, auth = document["provider"], document.get("auth")
     local = provider.get("type") == "local" and provider.get("head_ip") in ("127.0.0.1", "localhost", "::1")
     return Way.HERE if local and not (isinstance(auth, Mapping) and auth.get("ssh_user")) else Way.CLUSTER
+
+
+def _check_no_manifest(path: Path) -> None:
+    # Read as text: a manifest is several documents, and its own tool applies it.
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if re.search(r"^apiVersion: *ray\.io/", path.read_text(encoding="utf-8"), re.MULTILINE):
+            raise UserError(f"{path} is a manifest of KubeRay: kubectl apply -f {shlex.quote(str(path))}")
 
 
 def portable_spec(file: SweepFile) -> str:
@@ -149,7 +157,7 @@ def _as_job(submission: Submission, folder: Path, call: Call) -> int:
 
 
 def _on_cluster(submission: Submission, file: SweepFile, nodes: int, folder: Path, console: Console, call: Call) -> int:
-    name, config = file.spec.name, str(submission.path)
+    name, config = file.spec.name, os.path.abspath(submission.path)
     out = _checked(submission.out or f"~/runs/{name}")
     home = submission.home or Path("runs") / name
     remote = f"~/entscale-{name}.yaml"
@@ -159,7 +167,8 @@ def _on_cluster(submission: Submission, file: SweepFile, nodes: int, folder: Pat
     _must(call(ray("rsync-up", config, str(folder / "sweep.yaml"), remote)), "copying the sweep to the head node")
     job = f"entscale-{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     start = ["ray", "job", "submit", "--address", JOBS, "--submission-id", job, "--"]
-    _say(console, f"job {job}; it goes on where this is ended: ray exec {config} 'ray job logs --follow {job}'")
+    follow = f"ray exec {shlex.quote(config)} 'ray job logs --follow {job}'"
+    _say(console, f"job {job}; it goes on where this is ended: {follow}")
     # As a job, so that the driver outlives this connection.
     job_line = [*start, *job_command(remote, out, submission), "--nodes", str(nodes)]
     code = call(ray("exec", config, shlex.join(job_line)))

@@ -13,7 +13,7 @@ from sweep_fakes import FakeExecutor
 
 from entscale_jax.errors import UserError
 from entscale_jax.sweep import events
-from entscale_jax.sweep.events import NAME, EventLog, make_event, read_events
+from entscale_jax.sweep.events import NAME, EventLog, ObjectLog, make_event, parse_events, read_events
 from entscale_jax.sweep.progress import RunProgress
 from entscale_jax.sweep.status import read_status, show_status
 from entscale_jax.sweep.tally import Tally
@@ -144,6 +144,62 @@ def test_a_log_that_can_not_be_opened_ends_no_run(sweep, tmp_path):
     (tmp_path / "run" / NAME).mkdir()
     assert sweep(FakeExecutor(), resume=False) == 0
     assert list(read_events(tmp_path / "run" / NAME)) == []
+
+
+def test_at_a_uri_events_are_objects_of_some_seconds_each():
+    seconds, reachable = (0, 1, 11, 15, 22, 23), (True, True, False, True, True, True)
+    objects, counts = {}, []
+
+    def write(name, data):
+        if not reachable[len(counts)]:
+            raise OSError("unreachable")
+        assert name not in objects
+        objects[name] = data
+
+    log = ObjectLog(write, seconds=10.0, clock=lambda: seconds[len(counts)])
+    told = [_run_event(), *(_chunk(worker=f"w{i}") for i in range(4)), make_event("end", outcome="done")]
+    for event in told:
+        log(event)
+        counts.append(len(objects))
+    # At once where a run begins and ends; else every ten seconds, and what was lost with the next.
+    assert counts == [1, 1, 1, 1, 2, 3]
+    text = "".join(objects[name].decode() for name in sorted(objects))
+    assert list(parse_events(text.splitlines(keepends=True))) == told
+
+
+def test_what_ray_is_told_to_count(monkeypatch):
+    pytest.importorskip("ray")
+    from entscale_jax.sweep import ray_metrics
+
+    told = []
+
+    class Metric:
+        def __init__(self, name, *_, **__):
+            self.name = name
+
+        def inc(self, value, tags):
+            told.append((self.name, value, tags))
+
+        observe = inc
+
+        def set(self, value):
+            told.append((self.name, value))
+
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(ray_metrics, kind, Metric)
+    metrics = ray_metrics.RayMetrics()
+    metrics(_run_event())
+    assert told == [("entscale_queue_cells", 16), ("entscale_queue_chunks", 4)]
+    told.clear()
+    metrics(_chunk(failed=1))
+    assert told == [
+        ("entscale_cells_done", 3, {"bucket": "a", "outcome": "drawn"}),
+        ("entscale_cells_done", 1, {"bucket": "a", "outcome": "failed"}),
+        ("entscale_chunk_seconds", 6.0, {"bucket": "a", "part": "compile"}),
+        ("entscale_chunk_seconds", 4.0, {"bucket": "a", "part": "steady"}),
+        ("entscale_queue_cells", 12),
+        ("entscale_queue_chunks", 3),
+    ]
 
 
 def _run_event(**changes):

@@ -44,8 +44,9 @@ def test_the_way_follows_from_the_yaml(document, way):
 
 
 def test_ways_that_are_refused():
+    manifest = Path(__file__).parents[2] / "sweeps" / "clusters" / "kuberay.yaml"
     with pytest.raises(UserError, match="kubectl apply"):
-        choose_way({"apiVersion": "ray.io/v1", "kind": "RayJob"}, None)
+        submit(Submission(manifest), Console(file=io.StringIO()))
     with pytest.raises(UserError, match="takes no jobs"):
         choose_way({"sweep": {}}, "ray://head:10001")
 

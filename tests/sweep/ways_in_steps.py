@@ -66,6 +66,24 @@ def status_of(url: str) -> int:
         return error.code
 
 
+def watch_listening(found: dict[str, str], stop: threading.Event) -> None:
+    """Gathers every address that is listened at, until told to stop."""
+    while not stop.wait(0.2):
+        found.update(dict.fromkeys(listening(), ""))
+
+
+def watched(watch, call) -> dict[str, str]:
+    """What `watch` found while `call` ran."""
+    found: dict[str, str] = {}
+    stop = threading.Event()
+    watcher = threading.Thread(target=watch, args=(found, stop))
+    watcher.start()
+    call()
+    stop.set()
+    watcher.join()
+    return found
+
+
 def watch_metrics(found: dict[str, str], stop: threading.Event) -> None:
     """Keeps the last value of each of our metrics that a node exports, until told to stop."""
     while not stop.wait(1.0):
@@ -89,13 +107,7 @@ def main(checkout: str) -> None:
         "without token", dashboard=status_of(f"{DASHBOARD}/api/jobs/"), version=status_of(f"{DASHBOARD}/api/version")
     )
     run("status without token", "ray", "status", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 32)
-    found: dict[str, str] = {}
-    stop = threading.Event()
-    watcher = threading.Thread(target=watch_metrics, args=(found, stop))
-    watcher.start()
-    run("ray submit", "ray", "submit", yaml, "sweeps/run.py")
-    stop.set()
-    watcher.join()
+    found = watched(watch_metrics, lambda: run("ray submit", "ray", "submit", yaml, "sweeps/run.py"))
     steps.keep("metrics", found=found)
     (HERE / "work" / "runs" / "aspect").mkdir(parents=True)
     run("rsync-down", "ray", "rsync-down", yaml, "~/runs/aspect/", "runs/aspect/")
@@ -118,6 +130,10 @@ def main(checkout: str) -> None:
     run(
         "address client", "entscale", "sweep", yaml, "--address", "ray://127.0.0.1:10001", "--out", str(HERE / "client")
     )
+    before = set(listening())
+    alone = ("entscale", "sweep", yaml, "--out", str(HERE / "alone"))
+    found = watched(watch_listening, lambda: run("of this machine", *alone))
+    steps.keep("listening of this machine", addresses=sorted(found.keys() - before))
     run("down", "ray", "down", "-y", yaml)
 
 
