@@ -121,6 +121,10 @@ def run_sweep(
 
 def plan_sweep(spec_path: str | Path, out: str | Path | None = None) -> Sweep:
     """Reads and plans a sweep; touches no run folder, loads no weights. Raises UserError for mistakes in the input."""
+    if "://" in str(out):
+        raise UserError(
+            f"out is {out}: runs are kept in folders so far, not at URIs; give a folder on a disk that lasts"
+        )
     file = read_sweep(spec_path)
     with _placed(file, "prompts"):
         prompts = resolve_prompts(file.spec, file.folder)

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from tiny_model import write_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -67,3 +71,35 @@ def test_jax_is_left_to_find_the_device_and_kept_to_the_cpu_there(workers):
 def test_no_worker_holds_a_cpu_which_one_without_our_options_does(workers):
     assert {worker["cpus"] for name in SPECS for worker in workers[name]} == {0}
     assert workers["control"][0]["cpus"] == 1
+
+
+@pytest.mark.full
+def test_a_sweep_splits_the_rows_of_its_images_over_the_devices_of_a_worker(tmp_path):
+    model = write_tiny_model(tmp_path / "model")
+    rows = {}
+    for name, devices in {"one": "", "split": "device: {kind: cpu, per_worker: 2}\n  sharding: rows"}.items():
+        (tmp_path / f"{name}.yaml").write_text(SPEC.format(model=model, devices=devices))
+        environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "RAY_AUTH_MODE": "disabled"}
+        script = HERE.parents[1] / "sweeps" / "run.py"
+        command = [sys.executable, script, tmp_path / f"{name}.yaml", "--out", tmp_path / name, "--address", "local"]
+        subprocess.run(list(map(str, command)), env=environment, check=True, timeout=300)
+        rows[name] = pq.read_table(tmp_path / name / "samples.parquet").to_pylist()
+    assert {row["device"].split("@")[0] for row in rows["one"]} == {"cpu:0"}
+    assert {row["device"].split("@")[0] for row in rows["split"]} == {"cpu:0+1"}
+    for one, split in zip(rows["one"], rows["split"], strict=True):
+        pictures = [np.asarray(Image.open(tmp_path / name / one["image"]), int) for name in rows]
+        assert one["cell"] == split["cell"]
+        assert abs(pictures[0] - pictures[1]).max() <= 1 < abs(pictures[0]).max()
+
+
+SPEC = """\
+sweep:
+  name: rows
+  model: {model}
+  sizes: [32x64]
+  methods: [entropy]
+  prompts: {{scenes: 4}}
+  sampler: {{name: ddim, steps: 4, guidance: 5.0}}
+  batch: 2
+  {devices}
+"""
