@@ -305,11 +305,23 @@ def submit(
     ] = None,
     resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
+    ] = None,
 ) -> None:
     """Draw a sweep on the cluster of its YAML: start or refresh it, follow the log, bring the run home."""
     from .sweep.submit import Submission, submit
 
-    job = Submission(file, out=out, home=home, address=address, retry_failed=retry_failed, resume=resume)
+    job = Submission(
+        file,
+        out=out,
+        home=home,
+        address=address,
+        retry_failed=retry_failed,
+        resume=resume,
+        max_failures=1 if fail_fast else max_failures,
+    )
     raise typer.Exit(submit(job, Console()))
 
 

@@ -39,6 +39,8 @@ IN_VAIN = 3
 """Workers that may die in one place before they have greeted, until none is started there any more."""
 LOOK_SECONDS = 15.0
 """How often new devices are looked for."""
+CLIENT_TRIES = 3
+"""Ray's client server forks a process for each client among gRPC's threads, which now and then kills it at once."""
 GET_SECONDS = 60.0
 """How long a result that is ready may take to arrive."""
 
@@ -53,15 +55,26 @@ def connected(address: str) -> Iterator[None]:
     began = not ray.is_initialized()
     if began:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **own)
+            _connect(address, own)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())[:300]
             raise UserError(f"no Ray cluster at {address!r} ({reason}): start one, or leave the address out") from error
     try:
         yield
     finally:
         if began:
             ray.shutdown()
+
+
+def _connect(address: str, own: Mapping[str, Any]) -> None:
+    """A connection; a ray:// server whose process for this client died at its start is asked again."""
+    for again in range(CLIENT_TRIES, 0, -1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **own)
+            return
+        except ConnectionAbortedError:
+            if again == 1:
+                raise
 
 
 class RayExecutor:

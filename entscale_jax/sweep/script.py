@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=run_folder(options.out, os.environ),
             resume=options.resume,
             retry_failed=options.retry_failed,
+            max_failures=1 if options.fail_fast else options.max_failures,
             address=options.address,
             nodes=options.nodes,
         )
@@ -54,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", help="run folder on this node; runs/NAME where it is left out")
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="draw all of it again")
     parser.add_argument("--retry-failed", action="store_true", help="draw cells again that failed before")
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first cell that fails")
+    parser.add_argument("--max-failures", type=int, help="stop at so many cells that fail; never where it is left out")
     parser.add_argument("--address", default="auto", help="the Ray cluster; auto finds the one of this node")
     parser.add_argument("--nodes", type=int, default=1, help="wait until the cluster has so many nodes")
     return parser

@@ -260,12 +260,16 @@ class SweepSpec(_Strict):
     def _devices_are_used(self) -> "SweepSpec":
         count = self.device.per_worker or 1
         if count > 1 and self.sharding is Sharding.NONE:
-            raise UserError(
+            raise SpecError(
                 f"device.per_worker is {count:g} and sharding is none, so all but one would idle: write sharding: rows "
-                "to split each image over them, or leave per_worker out for one worker a device"
+                "to split each image over them, or leave per_worker out for one worker a device",
+                "device",
+                count,
             )
         if count <= 1 and self.sharding is not Sharding.NONE:
-            raise UserError(f"sharding is {self.sharding} and a worker has one device: give device.per_worker")
+            raise SpecError(
+                f"sharding is {self.sharding} and a worker has one device: give device.per_worker", "sharding", count
+            )
         return self
 
 
@@ -385,6 +389,9 @@ def _first_error(document: Document, place: tuple[str, ...], error: ValidationEr
     location: list[str | int] = list(found["loc"])
     if location[:1] == ["models"] and (*place, "models") not in document.lines and (*place, "model") in document.lines:
         location[:] = ["model"]
+    cause = found.get("ctx", {}).get("error")
+    if isinstance(cause, SpecError) and not location:
+        location[:] = [cause.key]
     if found["type"] == "invalid_key":
         location[-1] = str(found["input"])
     name = _dotted(location) or _dotted(place)
@@ -407,7 +414,8 @@ def _explain(found: Any, location: list[str | int], name: str) -> str:
     if kind == "missing":
         return f"key {'model' if name == 'models' else name!r} is missing: add it"
     if kind == "value_error":
-        return f"{name}: {found['ctx']['error']}"
+        told = str(found["ctx"]["error"])
+        return told if told.startswith(name) else f"{name}: {told}"
     value = repr(found["input"])
     shown = value if len(value) <= 60 else f"{value[:57]}..."
     return f"{name} is {shown}: {_reason(found)}"

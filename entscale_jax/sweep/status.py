@@ -35,6 +35,8 @@ class Status:
 
 
 SHOWN_ERRORS = 5
+OUTCOMES = {"done": "done", "interrupted": "stopped by Ctrl-C", "failures": "stopped, as too many cells failed"}
+"""How an `end` is told."""
 
 
 def read_status(run: Path) -> Status:
@@ -85,7 +87,7 @@ def show_status(run: Path, console: Console) -> None:
 def _state(status: Status) -> str:
     ago = max(time.time() - _seconds(status.last), 0.0)
     if status.ended:
-        outcome = {"done": "done", "interrupted": "stopped by Ctrl-C"}.get(status.last["outcome"], "stopped")
+        outcome = OUTCOMES.get(status.last["outcome"], "stopped")
         return f"{outcome}, {_ago(ago)} ago"
     if status.running:
         return f"drawing, last heard of {_ago(ago)} ago"

@@ -63,6 +63,7 @@ class Submission:
     address: str | None = None
     retry_failed: bool = False
     resume: bool = True
+    max_failures: int | None = None
 
 
 def submit(submission: Submission, console: Console, call: Call | None = None) -> int:
@@ -81,6 +82,7 @@ def submit(submission: Submission, console: Console, call: Call | None = None) -
             out=submission.out,
             resume=submission.resume,
             retry_failed=submission.retry_failed,
+            max_failures=submission.max_failures,
             console=console,
         )
     file = read_sweep(submission.path)
@@ -144,6 +146,7 @@ def job_command(spec: str, out: str, submission: Submission) -> list[str]:
     flags = [
         *(["--retry-failed"] if submission.retry_failed else []),
         *([] if submission.resume else ["--no-resume"]),
+        *([] if submission.max_failures is None else ["--max-failures", str(submission.max_failures)]),
     ]
     return ["python", "-m", "entscale_jax.sweep", spec, "--out", out, *flags]
 
@@ -197,16 +200,17 @@ def _check_home(home: Path) -> None:
 
 def exit_code(run: Path, *, failed: bool) -> int:
     """The sweep's own exit code, which neither ssh nor a job hands on, from the last event of its log."""
+    if not failed:
+        return 0
     last = None
     for event in read_events(run / EVENTS):
         last = event
     if last is None or last["event"] != "end":
-        return 1 if failed else 0
+        return 1
     if last["outcome"] == "interrupted":
         return 130
-    if last["outcome"] != "done":
-        return 2
-    return 1 if last["failed"] else 0
+    # A job that was refused leaves the log of the run before it, which may have ended well.
+    return 1 if last["outcome"] in ("done", "failures") and last["failed"] else 2
 
 
 def _checked(out: str) -> str:

@@ -218,7 +218,7 @@ def test_the_scripts_flags_are_those_of_the_manifest(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     told = capsys.readouterr().out
-    assert all(flag in told for flag in ("--out", "--nodes", "--retry-failed", "--no-resume"))
+    assert all(flag in told for flag in ("--out", "--nodes", "--retry-failed", "--no-resume", "--max-failures"))
 
 
 @pytest.mark.skipif("RAYJOB_CRD" not in os.environ, reason="RAYJOB_CRD names no ray.io_rayjobs.yaml of KubeRay")

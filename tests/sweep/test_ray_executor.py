@@ -1,13 +1,15 @@
 """Where workers are started, as nodes come and go, with Ray's view of the cluster played."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ObjectStoreFullError
 
+from entscale_jax.errors import UserError
 from entscale_jax.sweep import ray_executor
-from entscale_jax.sweep.ray_executor import IN_VAIN, RayExecutor
+from entscale_jax.sweep.ray_executor import CLIENT_TRIES, IN_VAIN, RayExecutor
 from entscale_jax.sweep.spec import SweepSpec
 
 KEYS = {"name": "a", "models": ["m"], "sizes": ["8x8"], "methods": ["entropy"], "prompts": ["a"]}
@@ -137,3 +139,38 @@ def test_what_ray_raises_is_told_apart(cluster, monkeypatch, error, lost, node, 
         assert event.node is node
     else:
         assert event.failure.passing is passing
+
+
+@pytest.mark.parametrize(("dies", "tries", "comes"), [(1, 2, True), (CLIENT_TRIES, CLIENT_TRIES, False)])
+def test_a_client_server_that_dies_at_its_start_is_asked_again(monkeypatch, dies, tries, comes):
+    asked = []
+
+    def init(**keywords):
+        asked.append(keywords["address"])
+        if len(asked) <= dies:
+            raise ConnectionAbortedError("Initialization failure from server:\nit died")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    refused = contextlib.nullcontext() if comes else pytest.raises(UserError, match="server: it died")
+    with refused, ray_executor.connected("ray://head:10001"):
+        pass
+    assert len(asked) == tries
+
+
+def test_an_address_where_nothing_is_is_asked_once(monkeypatch):
+    asked = []
+
+    def init(**keywords):
+        asked.append(keywords["address"])
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(UserError, match="no Ray cluster at 'ray://head:10001'"),
+        ray_executor.connected("ray://head:10001"),
+    ):
+        pass
+    assert len(asked) == 1

@@ -97,12 +97,12 @@ MISTAKES = [
             ("sharding: row", "sharding: unknown sharding 'row': did you mean 'rows'?"),
         ]
     ),
-    ("name: good", "name: good\n  sharding: rows", 1, "sweep: sharding is rows and a worker has one device"),
+    ("name: good", "name: good\n  sharding: rows", 3, "sharding is rows and a worker has one device"),
     (
         "name: good",
         "name: good\n  device: {per_worker: 4}",
-        1,
-        "sweep: device.per_worker is 4 and sharding is none, so all but one would idle: write sharding: rows",
+        3,
+        "device.per_worker is 4 and sharding is none, so all but one would idle: write sharding: rows",
     ),
     ("sweep:", "sweeep:", 1, "unknown key 'sweeep' at the top: did you mean 'sweep'?"),
 ]

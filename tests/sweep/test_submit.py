@@ -139,6 +139,8 @@ def test_a_cluster_is_started_or_refreshed_and_the_run_comes_home(cluster_file, 
         (0, {"outcome": "done", "failed": 0}, 0),
         (1, {"outcome": "interrupted", "failed": 0}, 130),
         (1, {"outcome": "stopped", "failed": 0}, 2),
+        (1, {"outcome": "failures", "failed": 1}, 1),
+        (1, {"outcome": "done", "failed": 0}, 2),  # of the run before: this job was refused
     ],
 )
 def test_the_exit_code_is_the_sweeps_own(cluster_file, tmp_path, code, event, expected):
@@ -178,12 +180,13 @@ def test_a_job_takes_the_sweep_alone(spec_file):
         seen.append((command[3:], os.listdir(folder), read_sweep(f"{folder}/sweep.yaml").spec))
         return 0
 
-    sent = Submission(spec_file, out="s3://bucket/a b", address="http://head:8265", retry_failed=True)
+    sent = Submission(spec_file, out="s3://bucket/a b", address="http://head:8265", retry_failed=True, max_failures=3)
     assert submit(sent, Console(file=io.StringIO()), call) == 0
     ((command, files, spec),) = seen
     assert command[:4] == ["job", "submit", "--address", "http://head:8265"]
     assert command[command.index("--") + 1 :] == [
-        *("python", "-m", "entscale_jax.sweep", "sweep.yaml", "--out", "s3://bucket/a b", "--retry-failed")
+        *("python", "-m", "entscale_jax.sweep", "sweep.yaml", "--out", "s3://bucket/a b", "--retry-failed"),
+        *("--max-failures", "3"),
     ]
     assert (files, spec) == (["sweep.yaml"], read_sweep(spec_file).spec)
     for out in (None, "runs/a"):
