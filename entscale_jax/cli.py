@@ -46,6 +46,9 @@ def main() -> None:
 _EXTRAS = {
     "ray": "sweep",
     "pyarrow": "sweep",
+    "s3fs": "cloud",
+    "gcsfs": "cloud",
+    "fsspec": "cloud",
     "torch": "parity",
     "diffusers": "parity",
     "optax": "train",
@@ -258,7 +261,10 @@ def export(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML with the sweep, such as sweeps/aspect.yaml.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME if not given.", show_default=False)] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Run folder, or s3:// or gs:// with one; runs/NAME if not given.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be drawn, with an estimate.")] = False,
     resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
@@ -271,6 +277,22 @@ def sweep(
 
     code = run_sweep(file, out=out, dry_run=dry_run, resume=resume, retry_failed=retry_failed, address=address)
     raise typer.Exit(code)
+
+
+@app.command()
+def fetch(
+    run: Annotated[str, typer.Argument(help="Where a sweep was drawn: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for it; runs/ and the run's name if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Bring a run home, finished or not; given again, only what is new."""
+    from .sweep.fetch import fetch_run
+
+    console = Console()
+    folder, fetched = fetch_run(run, to, lambda line: console.print(line, soft_wrap=True, highlight=False))
+    line = f"{folder}: {fetched.brought} files brought, {fetched.kept} there already"
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the sweep's exit code, or 2 where the input is at fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sweep", nargs="?", type=Path, default=BOOTSTRAP, help="YAML of the sweep, on the head node")
-    parser.add_argument("--out", type=Path, help="run folder on the head node; runs/NAME where it is left out")
+    parser.add_argument("--out", help="run folder on the head node, or s3:// or gs:// with one; runs/NAME if left out")
     parser.add_argument("--retry-failed", action="store_true", help="draw cells again that failed before")
     parser.add_argument("--address", default="auto", help="the Ray cluster; auto finds the one of this node")
     options = parser.parse_args(arguments)

@@ -25,8 +25,8 @@ from .recorder import Recorder
 from .run_spec import check_same, describe_calibrated, dump_spec
 from .runner import Runner, WorkersGone
 from .spec import SweepFile, SweepSpec, read_sweep
-from .store import Row, RunFolder
-from .tables import compact, is_compacted
+from .store import Outcome, RunFolder
+from .tables import is_compacted, write_tables
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
@@ -53,8 +53,8 @@ class Sweep:
 
     def check_folder(self) -> None:
         """Raises UserError where the run folder holds another sweep."""
-        if self.run.exists():
-            check_same(self.run.path / "spec.yaml", self.dump())
+        if (there := self.run.spec()) is not None:
+            check_same(self.run.place, there, self.dump())
 
 
 def run_sweep(
@@ -72,7 +72,7 @@ def run_sweep(
 
     Args:
         spec_path: the file; see `spec.read_sweep`.
-        out: the run folder, `runs/NAME` where it is None. A run that is there goes on.
+        out: the run folder or its URI (s3:// or gs://), `runs/NAME` where it is None. A run that is there goes on.
         dry_run: only tell what would be drawn.
         resume: False draws everything again, and first removes the results of the same sweep in the run folder.
         retry_failed: draw again the cells that failed in an earlier run.
@@ -91,11 +91,13 @@ def run_sweep(
         return DONE
     with sweep.run.opened() as run:
         sweep.check_folder()
-        run.prepare(sweep.dump())
+        run.prepare(sweep.dump(), sweep.plan.cells)
         if not resume:
             run.forget()
-        rows = run.read_rows(sweep.plan.cells)
-        finished = {key for key, row in rows.items() if not (retry_failed and row.get("error"))}
+        rows = run.read_outcomes(sweep.plan.cells)
+        again = {key for key, row in rows.items() if row.error is not None} if retry_failed else set()
+        run.forget_failures(again)
+        finished = rows.keys() - again
         wanted = {cell.id for cell in sweep.plan.cells} - finished
         _say(console, _greeting(sweep, len(finished)))
         for left_out in sweep.plan.undefined:
@@ -111,7 +113,7 @@ def plan_sweep(spec_path: str | Path, out: str | Path | None = None) -> Sweep:
     file = read_sweep(spec_path)
     prompts = resolve_prompts(file.spec, file.folder)
     plan = make_plan(file.spec, prompts, _describe_models(file))
-    return Sweep(file, prompts, plan, RunFolder(Path(out) if out is not None else Path("runs") / file.spec.name))
+    return Sweep(file, prompts, plan, RunFolder(out if out is not None else Path("runs") / file.spec.name))
 
 
 def _describe_models(file: SweepFile) -> Mapping[str, ModelInfo]:
@@ -147,7 +149,10 @@ def _draw(sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenE
             RunProgress(console, total, total - len(wanted), cost) as progress,
         ):
             recorder = Recorder(sweep.run, executor, progress)
-            Runner(tasks, executor, recorder, interrupted=interrupted.is_set).run()
+            try:
+                Runner(tasks, executor, recorder, interrupted=interrupted.is_set).run()
+            finally:
+                recorder.close()
             for line in recorder.summary():
                 progress.say(line)
     except KeyboardInterrupt:
@@ -192,7 +197,8 @@ def _with_ray(address: str | None) -> OpenExecutor:
             except ImportError as error:
                 raise UserError(f"a sweep needs Ray ({error}): install entscale-jax[sweep]") from error
             with connected(where):
-                executor = RayExecutor(sweep.spec.metrics, folders, sweep.spec.workers, platforms)
+                store = sweep.run.place if sweep.run.remote else None
+                executor = RayExecutor(sweep.spec.metrics, folders, sweep.spec.workers, platforms, store)
                 try:
                     yield executor
                 finally:
@@ -214,13 +220,14 @@ def _driver_off_devices() -> Iterator[None]:
         jax.config.update("jax_platforms", before)
 
 
-def _conclude(sweep: Sweep, rows: Mapping[str, Row], console: Console, *, drew: bool) -> int:
+def _conclude(sweep: Sweep, rows: Mapping[str, Outcome], console: Console, *, drew: bool) -> int:
     if drew:
-        rows = sweep.run.read_rows(sweep.plan.cells)
+        rows = sweep.run.read_outcomes(sweep.plan.cells)
+    sweep.run.settle()
     if drew or not is_compacted(sweep.run):
-        compact(sweep.run, [rows[cell.id] for cell in sweep.plan.cells])
-    failed = sum(row.get("error") is not None for row in rows.values())
-    line = f"{len(rows) - failed} of {len(sweep.plan.cells)} cells are drawn: {sweep.run.path / 'samples.parquet'}"
+        write_tables(sweep.run, sweep.plan.cells)
+    failed = sum(row.error is not None for row in rows.values())
+    line = f"{len(rows) - failed} of {len(sweep.plan.cells)} cells are drawn: {sweep.run.place}/samples.parquet"
     if failed:
         line += f"\n{failed} cells failed; --retry-failed draws them again"
     _say(console, line)
@@ -234,15 +241,15 @@ def _say(console: Console, line: str) -> None:
 
 def _greeting(sweep: Sweep, finished: int) -> str:
     total = len(sweep.plan.cells)
-    start = f"{sweep.spec.name}: {total} cells in {sweep.run.path}"
+    start = f"{sweep.spec.name}: {total} cells in {sweep.run.place}"
     if finished == total:
         return f"{start}, all of them finished before: drawing nothing"
     return f"{start}, {finished} of them finished before" if finished else start
 
 
 def _how_to_resume(sweep: Sweep, spec_path: str | Path) -> str:
-    drawn = len(sweep.run.read_rows(sweep.plan.cells))
+    drawn = len(sweep.run.read_outcomes(sweep.plan.cells))
     return (
         f"Stopped with {drawn} of {len(sweep.plan.cells)} cells finished. This goes on from there:\n"
-        f"  entscale sweep {shlex.quote(str(spec_path))} --out {shlex.quote(str(sweep.run.path))}"
+        f"  entscale sweep {shlex.quote(str(spec_path))} --out {shlex.quote(sweep.run.place)}"
     )

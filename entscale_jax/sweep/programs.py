@@ -1,15 +1,19 @@
 """The ledger of programs: which worker made how many of each, and seconds per bucket, compile and steady apart."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .executor import Compile, Result
 from .plan import Task
-from .store import RunFolder, read_json, write_json
+from .store import RunFolder
 
 PROGRAMS = {"encode_text": "text", "denoise_latents": "denoise", "decode_latents": "decode"}
 """Names, in JAX, of the programs that draw; what else a worker compiles is counted under `other`."""
+
+REMOTE_SECONDS = 5.0
+"""Between two writings of the ledger at a URI, where each is a call that the driver waits for."""
 
 
 @dataclass
@@ -79,8 +83,10 @@ class Ledger:
     """
 
     def __init__(self, run: RunFolder):
-        self._path = run.path / "programs.json"
-        earlier = read_json(self._path) or {}
+        self._write = run.write_json
+        self._pause = REMOTE_SECONDS if run.remote else 0.0
+        self._written = float("-inf")
+        earlier = run.read_json("programs.json") or {}
         self._earlier: list[Mapping[str, Any]] = earlier.get("workers", [])
         self._run = 1 + max((entry["run"] for entry in self._earlier), default=0)
         self._buckets: list[dict[str, Any]] = earlier.get("buckets", [])
@@ -88,7 +94,7 @@ class Ledger:
         self._devices: dict[str, Mapping[str, Any]] = {}
 
     def add(self, worker: str, device: Mapping[str, Any], task: Task, result: Result) -> None:
-        """Counts a result and writes the file."""
+        """Counts a result and writes the file; at a URI not every time."""
         self._devices[worker] = device
         self._workers.setdefault(worker, WorkerPrograms()).add(task, result.compiles)
         entry = self._bucket(task)
@@ -96,7 +102,14 @@ class Ledger:
         entry["steady_seconds"] += result.steady_seconds
         entry["images"] += len(task.wanted_cells)
         entry["calls"] += 1
-        write_json(self._path, {"workers": [*self._earlier, *self._now()], "buckets": self._buckets})
+        if time.monotonic() - self._written >= self._pause:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the file, where there is anything to write."""
+        if self._workers:
+            self._write("programs.json", {"workers": [*self._earlier, *self._now()], "buckets": self._buckets})
+            self._written = time.monotonic()
 
     def summary(self) -> list[str]:
         """One line for each worker of this run."""

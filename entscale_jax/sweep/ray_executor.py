@@ -51,9 +51,14 @@ class RayExecutor:
     """The executor of whole sweeps. Use it inside `connected`."""
 
     def __init__(
-        self, metrics: Sequence[Metric], folders: Mapping[str, str], workers: int | str, platforms: str | None
+        self,
+        metrics: Sequence[Metric],
+        folders: Mapping[str, str],
+        workers: int | str,
+        platforms: str | None,
+        store: str | None = None,
     ):
-        self._arguments = (tuple(metrics), dict(folders))
+        self._arguments = (tuple(metrics), dict(folders), store)
         self._workers = workers
         self._platforms = platforms
         self._actors: dict[str, Any] = {}

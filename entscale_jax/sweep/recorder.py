@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .cell_writer import cell_row, drawn_row
 from .environment import describe_environment
 from .executor import Executor, Result
 from .plan import Task
 from .programs import Ledger
 from .progress import RunProgress
-from .store import RunFolder, cell_row, read_json, write_json
+from .store import RunFolder
 
 
 class Recorder:
@@ -21,10 +22,9 @@ class Recorder:
         self._ledger = Ledger(run)
 
     def started(self) -> None:
-        path = self._run.path / "environment.json"
-        last = read_json(path) or {}
+        last = self._run.read_json("environment.json") or {}
         earlier = [*last.pop("earlier", []), *([last] if last else [])]
-        write_json(path, {**describe_environment(self._executor.devices()), "earlier": earlier})
+        self._run.write_json("environment.json", {**describe_environment(self._executor.devices()), "earlier": earlier})
 
     def finished(self, worker: str, task: Task, result: Result) -> int:
         cells = {cell.id: cell for cell in task.wanted_cells}
@@ -36,8 +36,10 @@ class Recorder:
                 self._run.write_failure(cell, cell_row(cell), drawn.error)
                 self._progress.say(f"failed: {_name(task)}, {cell.prompt!r}: {drawn.error}")
                 continue
-            row = {**cell_row(cell), **drawn.columns, "error": None, "entropy_layers": list(drawn.entropy)}
-            self._run.write(cell, drawn.png, row)
+            if drawn.stored:
+                self._run.note_stored(cell)
+                continue
+            self._run.write(cell, drawn.png, drawn_row(cell, drawn))
         self._ledger.add(worker, self._device(worker), task, result)
         self._progress.advance(len(cells), task.chunk.cost, _name(task), result.compile_seconds + result.steady_seconds)
         return failed
@@ -50,6 +52,10 @@ class Recorder:
 
     def retrying(self, task: Task, attempt: int, error: str) -> None:
         self._progress.say(f"trying again ({attempt}): {_name(task)}: {error}")
+
+    def close(self) -> None:
+        """Writes what is held back."""
+        self._ledger.flush()
 
     def summary(self) -> list[str]:
         """What the workers of this run compiled, a line each."""

@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
+from .cell_writer import store_result
 from .executor import Failure, Result
+from .files import open_files
 from .plan import Task
 from .spec import Metric
 
 
 class Worker:
-    """Made by Ray in a worker process; `folders` says where the driver found each model."""
+    """Made by Ray in a worker process.
 
-    def __init__(self, metrics: Sequence[Metric], folders: Mapping[str, str]):
+    `folders` says where the driver found each model, and `store` is the URI that results go to, where there is one.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], folders: Mapping[str, str], store: str | None = None):
         import jax
 
         from ..compilation import enable_cache
@@ -26,6 +31,7 @@ class Worker:
         device = jax.local_devices()[0]
         name = f"{device.device_kind}:{device.id}@{platform.node()}"
         self._device = device
+        self._files = None if store is None else open_files(store)
         self._drawer = Drawer(metrics, load_pipeline(folders), CompileCounter(), name)
 
     def hello(self, kind: str) -> dict[str, Any]:
@@ -44,5 +50,8 @@ class Worker:
         }
 
     def draw(self, task: Task) -> Result | Failure:
-        """See `Drawer.draw`."""
-        return self._drawer.draw(task)
+        """See `Drawer.draw`. At a URI the worker stores what it drew, and sends back the rest."""
+        result = self._drawer.draw(task)
+        if self._files is None or isinstance(result, Failure):
+            return result
+        return store_result(self._files, task, result)
