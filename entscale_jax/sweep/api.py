@@ -151,8 +151,12 @@ def _draw(sweep: Sweep, wanted: set[str], console: Console, open_executor: OpenE
             recorder = Recorder(sweep.run, executor, progress)
             try:
                 Runner(tasks, executor, recorder, interrupted=interrupted.is_set).run()
-            finally:
-                recorder.close()
+            except BaseException:
+                sweep.run.files.hurry()
+                with contextlib.suppress(UserError):
+                    recorder.close()
+                raise
+            recorder.close()
             for line in recorder.summary():
                 progress.say(line)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ _S3_OPTIONS: dict[str, Any] = {
     # With more it asks for the size of each object before it reads it; what is read here is small.
     "max_concurrency": 1,
     # Waiting is the store's: a call that can't get through says so soon.
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 2}},
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"mode": "standard", "max_attempts": 1}},
 }
 
 
@@ -43,7 +43,7 @@ class CloudFiles:
         options = _S3_OPTIONS if self._scheme == "s3" else {}
         try:
             # What others write must be seen, so no listing is remembered.
-            return fsspec.filesystem(self._scheme, use_listings_cache=False, skip_instance_cache=True, **options)
+            return fsspec.filesystem(self._scheme, use_listings_cache=False, **options)
         except ImportError as error:
             package = _PACKAGES[self._scheme]
             raise UserError(f"{self.place} needs {package}: pip install 'entscale-jax[cloud]'") from error

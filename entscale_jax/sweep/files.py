@@ -3,15 +3,17 @@
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from ..errors import UserError
 from .patience import patiently
 
 SCHEMES = ("s3", "gs", "gcs")
 """Of the URIs that a run can live at."""
+
+Value = TypeVar("Value")
 
 
 class Entry(NamedTuple):
@@ -175,6 +177,14 @@ class PatientFiles:
 
     def __init__(self, files: Files):
         self.inner = files
+        self._hurried = False
+
+    def hurry(self) -> None:
+        """From now on each call is tried once: the run is ending, and was waited for enough."""
+        self._hurried = True
+
+    def _try(self, call: Callable[[], Value], place: str) -> Value:
+        return patiently(call, place, hurried=lambda: self._hurried)
 
     @property
     def place(self) -> str:
@@ -189,31 +199,31 @@ class PatientFiles:
         return f"{self.place}/{name}" if name else self.place
 
     def read(self, name: str) -> bytes | None:
-        return patiently(lambda: self.inner.read(name), f"reading {self.name_of(name)}")
+        return self._try(lambda: self.inner.read(name), f"reading {self.name_of(name)}")
 
     def read_many(self, names: Sequence[str]) -> Mapping[str, bytes]:
-        return patiently(lambda: self.inner.read_many(names), f"reading files in {self.place}") if names else {}
+        return self._try(lambda: self.inner.read_many(names), f"reading files in {self.place}") if names else {}
 
     def write(self, name: str, data: bytes) -> None:
-        patiently(lambda: self.inner.write(name, data), f"writing {self.name_of(name)}")
+        self._try(lambda: self.inner.write(name, data), f"writing {self.name_of(name)}")
 
     def create(self, name: str, data: bytes) -> bool:
         """As `Files.create`, but True too where the file holds the same: a try whose answer was lost had made it."""
-        made = patiently(lambda: self.inner.create(name, data), f"writing {self.name_of(name)}")
+        made = self._try(lambda: self.inner.create(name, data), f"writing {self.name_of(name)}")
         return made or self.read(name) == data
 
     def list(self, folder: str) -> Sequence[Entry]:
-        return patiently(lambda: self.inner.list(folder), f"listing {self.name_of(folder)}")
+        return self._try(lambda: self.inner.list(folder), f"listing {self.name_of(folder)}")
 
     def remove(self, names: Iterable[str]) -> None:
         if those := list(names):
-            patiently(lambda: self.inner.remove(those), f"removing files in {self.place}")
+            self._try(lambda: self.inner.remove(those), f"removing files in {self.place}")
 
     def upload(self, path: Path, name: str) -> None:
-        patiently(lambda: self.inner.upload(path, name), f"writing {self.name_of(name)}")
+        self._try(lambda: self.inner.upload(path, name), f"writing {self.name_of(name)}")
 
     def download(self, name: str, path: Path) -> bool:
-        return patiently(lambda: self.inner.download(name, path), f"reading {self.name_of(name)}")
+        return self._try(lambda: self.inner.download(name, path), f"reading {self.name_of(name)}")
 
 
 def is_uri(place: str | Path) -> bool:

@@ -25,6 +25,8 @@ LEASE_SECONDS = 60.0
 RENEW_SECONDS = 10.0
 WATCH_SECONDS = 1.0
 _FOLDER = "locks"
+_HELD: set[str] = set()
+"""The leases that this process holds."""
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +51,7 @@ class Lease:
         if not self._files.create(self._name(self._number), self._content()):
             _, winner = self._newest()
             raise UserError(held_message(self._files.place, winner or {}))
+        _HELD.add(self._id)
         self._thread.start()
 
     def check(self) -> None:
@@ -58,6 +61,7 @@ class Lease:
 
     def release(self) -> None:
         """Ends the lease, so that the next driver need not wait."""
+        _HELD.discard(self._id)
         self._stop.set()
         self._thread.join()
         if not self._lost:
@@ -153,6 +157,8 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     if not _machine() or holder.get("machine") != _machine():
         return False
     try:
+        if int(holder["pid"]) == os.getpid():
+            return holder.get("id") not in _HELD
         os.kill(int(holder["pid"]), 0)
     except ProcessLookupError:
         return True

@@ -39,22 +39,21 @@ def patiently(
     call: Callable[[], Value],
     place: str,
     *,
-    patience: float | None = None,
+    hurried: Callable[[], bool] = lambda: False,
     sleep: Callable[[float], object] | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> Value:
     """What `call` returns, tried again with growing pauses while it fails in a way that can pass.
 
     Args:
         call: reads or writes something whole, and may be called again after it failed.
         place: what it reads or writes, for the user.
-        patience: seconds from the first failure on; PATIENCE_SECONDS where it is None.
+        hurried: whether to try no more.
         sleep: waits; `time.sleep` where it is None.
         clock: tells the time in seconds.
 
     Raises UserError, one line, where the store stays away or refuses.
     """
-    limit = PATIENCE_SECONDS if patience is None else patience
     began, pause = None, FIRST_PAUSE
     while True:
         try:
@@ -66,15 +65,16 @@ def patiently(
                 raise UserError(
                     f"{place} is refused ({reason(error)}): check the name and your access to it"
                 ) from error
-            now = clock()
+            now = (clock or time.monotonic)()
             if began is None:
                 began = now
-                _log.warning("%s: %s; trying again for %.0f s", place, reason(error), limit)
-            if now - began + pause > limit:
+            if hurried() or now - began + pause > PATIENCE_SECONDS:
                 raise UserError(
                     f"{place} failed for {now - began:.0f} s ({reason(error)}): mend that, then give the same command "
                     "again; what is stored is whole and kept"
                 ) from error
+            if now == began:
+                _log.warning("%s: %s; trying again for %.0f s", place, reason(error), PATIENCE_SECONDS)
         (sleep or time.sleep)(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 

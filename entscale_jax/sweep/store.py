@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..row_choice import choose_rows
 from .cell_writer import Row, cell_row, dump_json, image_name, row_name, store_cell
 from .compaction import Compaction
-from .files import LocalFiles, PatientFiles, open_files, write_whole
+from .files import PatientFiles, open_files, write_whole
 from .lease import Lease, held_message, leased
 from .parts import SAMPLES, decode, samples_name
 from .plan import Cell
@@ -69,9 +69,9 @@ class RunFolder:
     @property
     def path(self) -> Path:
         """The folder of a run on this machine."""
-        if not isinstance(self.files.inner, LocalFiles):
+        if self.remote:
             raise TypeError(f"{self.place} is no local folder")
-        return self.files.inner.folder
+        return Path(self.place)
 
     @property
     def images(self) -> Path:
