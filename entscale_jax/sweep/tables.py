@@ -49,7 +49,7 @@ def write_tables(run: RunFolder, cells: Sequence[Cell]) -> None:
     source_of = np.array([sources[chosen[cell.id]] if cell.id in chosen else _LOOSE - 1 for cell in cells])
     order = {cell.id: position for position, cell in enumerate(cells)}
     _write_entropy(run, entropy_table(loose, order), source_of)
-    run.files.write("samples.parquet", encode(table.take(positions)))
+    run.files.write("samples.parquet", encode(table.take(np.array(positions, np.int64))))
 
 
 def is_compacted(run: RunFolder) -> bool:
