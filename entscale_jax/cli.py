@@ -294,7 +294,7 @@ def submit(
     file: Annotated[Path, typer.Argument(help="YAML with the sweep and its cluster; see docs/clusters.md.")],
     out: Annotated[
         str | None,
-        typer.Option(help="Run folder on the head node, or a URI; ~/runs/NAME if not given.", show_default=False),
+        typer.Option(help="Run folder on the head node; ~/runs/NAME if not given.", show_default=False),
     ] = None,
     home: Annotated[
         Path | None, typer.Option(help="Where the run is brought to; runs/NAME if not given.", show_default=False)
@@ -311,8 +311,10 @@ def submit(
     ] = None,
 ) -> None:
     """Draw a sweep on the cluster of its YAML: start or refresh it, follow the log, bring the run home."""
+    from .sweep.api import check_out
     from .sweep.submit import Submission, submit
 
+    check_out(out)
     job = Submission(
         file,
         out=out,

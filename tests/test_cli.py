@@ -321,6 +321,9 @@ def test_submit_refuses_what_no_cluster_of_ray_is(entscale, tmp_path):
     (tmp_path / "job.yaml").write_text("apiVersion: ray.io/v1\nkind: RayJob\n")
     refused(entscale("submit", tmp_path / "job.yaml"), "kubectl apply")
     refused(entscale("submit", tmp_path / "missing.yaml"), "missing.yaml can't be read")
+    refused(
+        entscale("submit", tmp_path / "missing.yaml", "--out", "s3://bucket/run"), "runs are kept in folders so far"
+    )
 
 
 def test_report_of_no_run(entscale, tmp_path):

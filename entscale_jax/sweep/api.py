@@ -121,16 +121,21 @@ def run_sweep(
 
 def plan_sweep(spec_path: str | Path, out: str | Path | None = None) -> Sweep:
     """Reads and plans a sweep; touches no run folder, loads no weights. Raises UserError for mistakes in the input."""
-    if "://" in str(out):
-        raise UserError(
-            f"out is {out}: runs are kept in folders so far, not at URIs; give a folder on a disk that lasts"
-        )
+    check_out(out)
     file = read_sweep(spec_path)
     with _placed(file, "prompts"):
         prompts = resolve_prompts(file.spec, file.folder)
     with _placed(file):
         plan = make_plan(file.spec, prompts, _describe_models(file))
     return Sweep(file, prompts, plan, RunFolder(Path(out) if out is not None else Path("runs") / file.spec.name))
+
+
+def check_out(out: str | Path | None) -> None:
+    """Raises UserError for a URI, where no run can be kept yet: before a cluster is started for it."""
+    if "://" in str(out):
+        raise UserError(
+            f"out is {out}: runs are kept in folders so far, not at URIs; give a folder on a disk that lasts"
+        )
 
 
 @contextlib.contextmanager
