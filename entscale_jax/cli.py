@@ -46,6 +46,9 @@ def main() -> None:
 _EXTRAS = {
     "ray": "sweep",
     "pyarrow": "sweep",
+    "s3fs": "cloud",
+    "gcsfs": "cloud",
+    "fsspec": "cloud",
     "torch": "parity",
     "diffusers": "parity",
     "optax": "train",
@@ -258,7 +261,10 @@ def export(
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML with the sweep, such as sweeps/aspect.yaml.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME if not given.", show_default=False)] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Run folder, or s3:// or gs:// with one; runs/NAME if not given.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be drawn, with an estimate.")] = False,
     resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
@@ -294,7 +300,10 @@ def submit(
     file: Annotated[Path, typer.Argument(help="YAML with the sweep and its cluster; see docs/clusters.md.")],
     out: Annotated[
         str | None,
-        typer.Option(help="Run folder on the head node; ~/runs/NAME if not given.", show_default=False),
+        typer.Option(
+            help="Run folder on the head node, or s3:// or gs:// with one; ~/runs/NAME if not given.",
+            show_default=False,
+        ),
     ] = None,
     home: Annotated[
         Path | None, typer.Option(help="Where the run is brought to; runs/NAME if not given.", show_default=False)
@@ -311,10 +320,8 @@ def submit(
     ] = None,
 ) -> None:
     """Draw a sweep on the cluster of its YAML: start or refresh it, follow the log, bring the run home."""
-    from .sweep.api import check_out
     from .sweep.submit import Submission, submit
 
-    check_out(out)
     job = Submission(
         file,
         out=out,
@@ -329,12 +336,28 @@ def submit(
 
 @app.command()
 def status(
-    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.", metavar="RUN")],
+    run: Annotated[str, typer.Argument(help="Run folder of a sweep, such as runs/aspect, or its URI.", metavar="RUN")],
 ) -> None:
     """Tell what a sweep is at, from its run folder: while it draws, from any shell, or after it."""
     from .sweep.status import show_status
 
     show_status(run, Console())
+
+
+@app.command()
+def fetch(
+    run: Annotated[str, typer.Argument(help="Where a sweep was drawn: s3://BUCKET/FOLDER or gs://BUCKET/FOLDER.")],
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for it; runs/ and the run's name if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Bring a run home, finished or not; given again, only what is new."""
+    from .sweep.fetch import fetch_run
+
+    console = Console()
+    folder, fetched = fetch_run(run, to, lambda line: console.print(line, soft_wrap=True, highlight=False))
+    line = f"{folder}: {fetched.brought} files brought, {fetched.kept} there already"
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -315,15 +315,15 @@ def test_sweep_into_a_place_that_can_not_be_written(entscale, tiny_folder, tmp_p
 
 def test_status_of_no_run(entscale, tmp_path):
     refused(entscale("status", tmp_path / "nothing"), str(tmp_path / "nothing"), "holds no run")
+    refused(entscale("status", "s3://bucket"), "s3://bucket names no folder")
 
 
 def test_submit_refuses_what_no_cluster_of_ray_is(entscale, tmp_path):
     (tmp_path / "job.yaml").write_text("apiVersion: ray.io/v1\nkind: RayJob\n")
     refused(entscale("submit", tmp_path / "job.yaml"), "kubectl apply")
     refused(entscale("submit", tmp_path / "missing.yaml"), "missing.yaml can't be read")
-    refused(
-        entscale("submit", tmp_path / "missing.yaml", "--out", "s3://bucket/run"), "runs are kept in folders so far"
-    )
+    refused(entscale("submit", tmp_path / "missing.yaml", "--out", "s3://bucket"), "s3://bucket names no folder")
+    refused(entscale("submit", tmp_path / "missing.yaml", "--out", "ftp://host/run"), "ftp://host/run is no place")
 
 
 def test_report_of_no_run(entscale, tmp_path):

@@ -46,7 +46,7 @@ def text_files() -> list[Path]:
 
 
 def test_extras_are_those_that_the_install_commands_name():
-    assert set(EXTRAS) == {"sweep", "parity", "train", "report", "cuda", "tpu", "dev", "all", *LEGACY}
+    assert set(EXTRAS) == {"sweep", "cloud", "parity", "train", "report", "cuda", "tpu", "dev", "all", *LEGACY}
 
 
 def test_all_holds_every_extra_that_runs_on_any_machine():

@@ -3,17 +3,23 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
 from ..buckets import parse_size
 from ..errors import UserError
+from ..row_choice import choose_rows
 from .records import BucketSeconds, LayerEntropy, Run, Sample, Size, Undefined
+
+PART = "part"
+_LAYER_COLUMNS = ["model", "width", "height", "method", "layer", "tokens", "train_tokens"]
 
 
 def read_run(folder: Path) -> Run:
@@ -22,6 +28,9 @@ def read_run(folder: Path) -> Run:
     Raises UserError where there is no run, no row yet, or a broken file.
     """
     spec_file = folder / "spec.yaml"
+    scheme, _, rest = str(folder).partition(":/")
+    if scheme in ("s3", "gs", "gcs"):
+        raise UserError(f"the run is not on this machine: bring it home with `entscale fetch {scheme}://{rest}`")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give the run folder that `entscale sweep` wrote")
     if not spec_file.is_file():
@@ -50,7 +59,7 @@ def _make_run(folder: Path, spec_file: Path, rows: Sequence[Mapping[str, Any]]) 
         spec_text=spec_text,
         environment=_read_json(folder / "environment.json") or {},
         samples=tuple(_sample(row) for row in rows),
-        entropy=tuple(_layer_entropy(rows)) or tuple(_layer_entropy_of_table(folder / "entropy.parquet")),
+        entropy=tuple(_entropy(folder, rows)),
         seconds=tuple(_bucket_seconds(entry) for entry in programs.get("buckets", ())),
         programs=tuple(programs.get("workers", ())),
         train_entropy=spec.get("train_entropy", {}),
@@ -59,10 +68,22 @@ def _make_run(folder: Path, spec_file: Path, rows: Sequence[Mapping[str, Any]]) 
 
 
 def _read_rows(folder: Path) -> list[Mapping[str, Any]]:
-    rows = [_read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
+    """A row a cell, in the order of their ids; those of parts with PART, the file that they were read from."""
+    rows = [{**row, PART: path} for path in _parts(folder) for row in _read_part(path)]
+    rows += [_read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
     if rows:
-        return rows
+        chosen = choose_rows((row["cell"], row.get("error") is not None) for row in rows)
+        return [rows[position] for _, position in sorted(chosen.items())]
     table = _read_table(folder / "samples.parquet")
+    return [] if table is None else table.to_pylist()
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted((folder / "samples").glob("part-*.parquet"))
+
+
+def _read_part(path: Path) -> list[dict[str, Any]]:
+    table = _read_table(path)
     return [] if table is None else table.to_pylist()
 
 
@@ -120,36 +141,74 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     )
 
 
-def _layer_entropy(rows: Sequence[Mapping[str, Any]]) -> Iterator[LayerEntropy]:
-    """The means over images and steps that the run's tables would give."""
-    entropies: dict[tuple[Size, str, str, int, int], list[float]] = defaultdict(list)
-    gaps: dict[tuple[Size, str, str, int, int], list[float]] = defaultdict(list)
+_LayerKey = tuple[Size, str, str, int, int]
+"""Size, method, layer, tokens, and tokens at the training size."""
+
+
+@dataclass
+class _Sums:
+    entropy: float = 0.0
+    entropies: int = 0
+    gap: float = 0.0
+    gaps: int = 0
+
+    def add(self, entropy: float, entropies: int, gap: float | None, gaps: int) -> None:
+        self.entropy += entropy
+        self.entropies += entropies
+        self.gap += gap or 0.0
+        self.gaps += gaps
+
+
+def _entropy(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[LayerEntropy]:
+    """The means over images and steps: of rows and parts where there are any with entropy, else of the run's table."""
+    sums: dict[_LayerKey, _Sums] = defaultdict(_Sums)
+    _add_rows(sums, rows)
+    cells: dict[Path, list[str]] = defaultdict(list)
     for row in rows:
-        for layer in row.get("entropy_layers") or ():
-            key = _size(row), row["method"], layer["layer"], layer["tokens"], layer["train_tokens"]
-            entropies[key].extend(layer["entropy"])
-            gaps[key].extend(layer.get("logit_gap", ()))
-    for key, found in entropies.items():
-        size, method, layer, tokens, train_tokens = key
+        if PART in row:
+            cells[row[PART]].append(row["cell"])
+    for part, mine in cells.items():
+        _add_part(sums, folder / "entropy" / part.name, mine)
+    if not sums:
+        yield from _layer_entropy_of_table(folder / "entropy.parquet")
+    for (size, method, layer, tokens, train_tokens), found in sums.items():
         yield LayerEntropy(
             size=size,
             method=method,
             layer=layer,
             tokens=tokens,
             train_tokens=train_tokens,
-            entropy=fmean(found),
-            logit_gap=fmean(gaps[key]) if gaps[key] else None,
+            entropy=found.entropy / found.entropies,
+            logit_gap=found.gap / found.gaps if found.gaps else None,
         )
 
 
+def _add_rows(sums: dict[_LayerKey, _Sums], rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        for layer in row.get("entropy_layers") or ():
+            key = _size(row), row["method"], layer["layer"], layer["tokens"], layer["train_tokens"]
+            gaps = layer.get("logit_gap", ())
+            sums[key].add(fsum(layer["entropy"]), len(layer["entropy"]), fsum(gaps), len(gaps))
+
+
+def _add_part(sums: dict[_LayerKey, _Sums], path: Path, cells: Sequence[str]) -> None:
+    table = _read_table(path)
+    if table is None:
+        return
+    mine = table.filter(cast(Any, pc).is_in(table["cell"], value_set=pa.array(cells, pa.string())))
+    wanted = [(name, how) for name in ("entropy", "logit_gap") for how in ("sum", "count")]
+    for row in mine.group_by(_LAYER_COLUMNS).aggregate(wanted).to_pylist():
+        key = _size(row), row["method"], row["layer"], row["tokens"], row["train_tokens"]
+        sums[key].add(row["entropy_sum"], row["entropy_count"], row["logit_gap_sum"], row["logit_gap_count"])
+
+
 def _layer_entropy_of_table(path: Path) -> Iterator[LayerEntropy]:
-    keys = ["model", "width", "height", "method", "layer", "tokens", "train_tokens"]
     table = _read_table(path)
     if table is None:
         return
     if "logit_gap" not in table.column_names:
         table = table.append_column("logit_gap", pa.nulls(table.num_rows, pa.float32()))
-    for row in table.group_by(keys).aggregate([("entropy", "mean"), ("logit_gap", "mean")]).to_pylist():
+    for row in table.group_by(_LAYER_COLUMNS).aggregate([("entropy", "mean"), ("logit_gap", "mean")]).to_pylist():
         yield LayerEntropy(
             size=_size(row),
             method=row["method"],

@@ -15,8 +15,7 @@ from rich.console import Console
 from ..errors import UserError
 from ..weights.folder import ModelInfo, describe
 from .dry_run import show_plan
-from .events import NAME as EVENTS
-from .events import Event, EventLog, Observer, make_event, tell_all
+from .events import Event, Observer, make_event, tell_all
 from .executor import Executor
 from .interrupts import Interrupts
 from .plan import Plan, Task, make_plan
@@ -27,8 +26,8 @@ from .recorder import Recorder, bucket_name
 from .run_spec import check_same, describe_calibrated, dump_spec
 from .runner import Runner, Stop, WorkersGone
 from .spec import SpecError, SweepFile, SweepSpec, read_sweep
-from .store import Row, RunFolder
-from .tables import compact, is_compacted
+from .store import Outcome, RunFolder
+from .tables import is_compacted, write_tables
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
@@ -57,8 +56,8 @@ class Sweep:
 
     def check_folder(self) -> None:
         """Raises UserError where the run folder holds another sweep."""
-        if self.run.exists():
-            check_same(self.run.path / "spec.yaml", self.dump())
+        if (there := self.run.spec()) is not None:
+            check_same(self.run.place, there, self.dump())
 
 
 def run_sweep(
@@ -78,7 +77,7 @@ def run_sweep(
 
     Args:
         spec_path: the file; see `spec.read_sweep`.
-        out: the run folder, `runs/NAME` where it is None. A run that is there goes on.
+        out: the run folder or its URI (s3:// or gs://), `runs/NAME` where it is None. A run that is there goes on.
         dry_run: only tell what would be drawn.
         resume: False draws everything again, and first removes the results of the same sweep in the run folder.
         retry_failed: draw again the cells that failed in an earlier run.
@@ -101,16 +100,18 @@ def run_sweep(
         return DONE
     with sweep.run.opened() as run:
         sweep.check_folder()
-        run.prepare(sweep.dump())
+        run.prepare(sweep.dump(), sweep.plan.cells)
         if not resume:
             run.forget()
-        rows = run.read_rows(sweep.plan.cells)
-        finished = {key for key, row in rows.items() if not (retry_failed and row.get("error"))}
+        rows = run.read_outcomes(sweep.plan.cells)
+        again = {key for key, row in rows.items() if row.error is not None} if retry_failed else set()
+        run.forget_failures(again)
+        finished = rows.keys() - again
         wanted = {cell.id for cell in sweep.plan.cells} - finished
         _say(console, _greeting(sweep, len(finished)))
         for left_out in sweep.plan.undefined:
             _say(console, str(left_out))
-        failed = sum(bool(rows[key].get("error")) for key in finished)
+        failed = sum(rows[key].error is not None for key in finished)
         drawing = open_executor or _with_ray(address)
         stop = _draw(sweep, wanted, console, drawing, failed, max_failures) if wanted else None
         if stop is not None:
@@ -121,21 +122,12 @@ def run_sweep(
 
 def plan_sweep(spec_path: str | Path, out: str | Path | None = None) -> Sweep:
     """Reads and plans a sweep; touches no run folder, loads no weights. Raises UserError for mistakes in the input."""
-    check_out(out)
     file = read_sweep(spec_path)
     with _placed(file, "prompts"):
         prompts = resolve_prompts(file.spec, file.folder)
     with _placed(file):
         plan = make_plan(file.spec, prompts, _describe_models(file))
-    return Sweep(file, prompts, plan, RunFolder(Path(out) if out is not None else Path("runs") / file.spec.name))
-
-
-def check_out(out: str | Path | None) -> None:
-    """Raises UserError for a URI, where no run can be kept yet: before a cluster is started for it."""
-    if "://" in str(out):
-        raise UserError(
-            f"out is {out}: runs are kept in folders so far, not at URIs; give a folder on a disk that lasts"
-        )
+    return Sweep(file, prompts, plan, RunFolder(out if out is not None else Path("runs") / file.spec.name))
 
 
 @contextlib.contextmanager
@@ -192,7 +184,7 @@ def _draw(
     _say(console, "starting workers")
     outcome = "stopped"
     with RunProgress(console) as progress:
-        observers = [EventLog(sweep.run.path / EVENTS), progress]
+        observers = [sweep.run.event_log(), progress]
         begun = _run_event(sweep, tasks, wanted, failed)
         tell_all(observers, begun)
         try:
@@ -200,13 +192,13 @@ def _draw(
                 # An executor may bring observers of its own.
                 own: Sequence[Observer] = getattr(executor, "observers", ())
                 tell_all(own, begun)
-                recorder = Recorder(sweep.run, executor, [*observers, *own])
-                runner = Runner(
-                    tasks, executor, recorder, interrupts=lambda: interrupts.count, max_failures=max_failures
-                )
-                runner.start()
-                with interrupts.patient():
-                    stop = runner.run().stop
+                with _recording(sweep.run, executor, [*observers, *own]) as recorder:
+                    runner = Runner(
+                        tasks, executor, recorder, interrupts=lambda: interrupts.count, max_failures=max_failures
+                    )
+                    runner.start()
+                    with interrupts.patient():
+                        stop = runner.run().stop
                 for line in recorder.summary():
                     progress.say(line)
             outcome = "done" if stop is None else stop.value
@@ -219,6 +211,20 @@ def _draw(
         finally:
             tally = progress.tally
             tell_all(observers, make_event("end", outcome=outcome, finished=tally.finished, failed=tally.failed))
+
+
+@contextlib.contextmanager
+def _recording(run: RunFolder, executor: Executor, observers: Sequence[Observer]) -> Iterator[Recorder]:
+    """The recorder of a run; what it holds back is written in the end, and after an error tried once."""
+    recorder = Recorder(run, executor, observers)
+    try:
+        yield recorder
+    except BaseException:
+        run.files.hurry()
+        with contextlib.suppress(UserError):
+            recorder.close()
+        raise
+    recorder.close()
 
 
 def _run_event(sweep: Sweep, tasks: Sequence[Task], wanted: Collection[str], failed: int) -> Event:
@@ -260,7 +266,8 @@ def _with_ray(address: str | None, **options: Any) -> OpenExecutor:
             with connected(where):
                 if where != LOCAL:
                     await_nodes(max(sweep.nodes, sweep.file.nodes), Console())
-                executor = RayExecutor(sweep.spec, folders, platforms, **options)
+                store = sweep.run.place if sweep.run.remote else None
+                executor = RayExecutor(sweep.spec, folders, platforms, store=store, **options)
                 try:
                     yield executor
                 finally:
@@ -282,13 +289,14 @@ def _driver_off_devices() -> Iterator[None]:
         jax.config.update("jax_platforms", before)
 
 
-def _conclude(sweep: Sweep, rows: Mapping[str, Row], console: Console, *, drew: bool) -> int:
+def _conclude(sweep: Sweep, rows: Mapping[str, Outcome], console: Console, *, drew: bool) -> int:
     if drew:
-        rows = sweep.run.read_rows(sweep.plan.cells)
+        rows = sweep.run.read_outcomes(sweep.plan.cells)
+    sweep.run.settle()
     if drew or not is_compacted(sweep.run):
-        compact(sweep.run, [rows[cell.id] for cell in sweep.plan.cells])
-    failed = sum(row.get("error") is not None for row in rows.values())
-    line = f"{len(rows) - failed} of {len(sweep.plan.cells)} cells are drawn: {sweep.run.path / 'samples.parquet'}"
+        write_tables(sweep.run, sweep.plan.cells)
+    failed = sum(row.error is not None for row in rows.values())
+    line = f"{len(rows) - failed} of {len(sweep.plan.cells)} cells are drawn: {sweep.run.place}/samples.parquet"
     if failed:
         line += f"\n{failed} cells failed; --retry-failed draws them again"
     _say(console, line)
@@ -302,15 +310,15 @@ def _say(console: Console, line: str) -> None:
 
 def _greeting(sweep: Sweep, finished: int) -> str:
     total = len(sweep.plan.cells)
-    start = f"{sweep.spec.name}: {total} cells in {sweep.run.path}"
+    start = f"{sweep.spec.name}: {total} cells in {sweep.run.place}"
     if finished == total:
         return f"{start}, all of them finished before: drawing nothing"
     return f"{start}, {finished} of them finished before" if finished else start
 
 
 def _how_to_resume(sweep: Sweep, spec_path: str | Path) -> str:
-    drawn = len(sweep.run.read_rows(sweep.plan.cells))
+    drawn = len(sweep.run.read_outcomes(sweep.plan.cells))
     return (
         f"Stopped with {drawn} of {len(sweep.plan.cells)} cells finished. This goes on from there:\n"
-        f"  entscale sweep {shlex.quote(str(spec_path))} --out {shlex.quote(str(sweep.run.path))}"
+        f"  entscale sweep {shlex.quote(str(spec_path))} --out {shlex.quote(sweep.run.place)}"
     )

@@ -14,7 +14,7 @@ from ..scales import multiplier_text
 from ..weights.folder import ModelInfo
 from .plan import Chunk, Plan, Program
 from .progress import duration
-from .store import RunFolder, read_json
+from .store import Outcome, RunFolder
 
 FLOPS_PER_SECOND = 5e10
 """A rough figure for one CPU worker of two cores; other devices are faster."""
@@ -33,16 +33,16 @@ class Estimate:
     measured: bool
 
 
-def estimate(
-    plan: Plan, wanted: set[str], rows: Mapping[str, Mapping[str, Any]], ledger: Mapping[str, Any]
-) -> Estimate:
+def estimate(plan: Plan, wanted: set[str], rows: Mapping[str, Outcome], ledger: Mapping[str, Any]) -> Estimate:
     """From timings of the run folder where there are any, else from the rough figures of this module."""
-    seconds = defaultdict(list)
-    for cell in plan.cells:
-        if (row := rows.get(cell.id)) and row.get("seconds") is not None:
-            seconds[cell.model, cell.width, cell.height, cell.method].append(row["seconds"])
+    found = defaultdict(list)
+    for cell in plan.cells if rows else ():
+        if (row := rows.get(cell.id)) and row.seconds is not None:
+            found[cell.model, cell.width, cell.height, cell.method].append(row.seconds)
+    seconds = {key: fmean(values) for key, values in found.items()}
     chunks = [task.chunk for task in plan.tasks(wanted)]
-    draws = [_draw_seconds(chunk, plan.models[chunk.program.key.model], seconds) for chunk in chunks]
+    flops = {model: _flops_per_latent_cell(plan.models[model]) for model in {one.program.key.model for one in chunks}}
+    draws = [_draw_seconds(chunk, plan.models[chunk.program.key.model], seconds, flops) for chunk in chunks]
     programs = dict.fromkeys(chunk.program for chunk in chunks)
     compiles = [_compile_seconds(program, ledger) for program in programs]
     return Estimate(
@@ -52,15 +52,21 @@ def estimate(
     )
 
 
-def _draw_seconds(chunk: Chunk, info: ModelInfo, seconds: Mapping[Any, list[float]]) -> tuple[float | None, float]:
+def _draw_seconds(
+    chunk: Chunk, info: ModelInfo, seconds: Mapping[Any, float], flops: Mapping[str, float]
+) -> tuple[float | None, float]:
     program = chunk.program
     measured = seconds.get((program.key.model, chunk.width, chunk.height, program.method))
-    if measured:
-        return fmean(measured) * len(chunk.cells), 0.0
+    if measured is not None:
+        return measured * len(chunk.cells), 0.0
     height, width = program.key.bucket.latent(info.latent_factor)
     calls = program.batch * program.steps * (2 if program.guided else 1)
+    return None, flops[program.key.model] * height * width * calls / FLOPS_PER_SECOND
+
+
+def _flops_per_latent_cell(info: ModelInfo) -> float:
     weights = sum(path.stat().st_size for path in (info.folder / "unet").glob("*.safetensors")) / 4
-    return None, 2 * weights * CONVOLUTION_SHARE * height * width * calls / FLOPS_PER_SECOND
+    return 2 * weights * CONVOLUTION_SHARE
 
 
 def _compile_seconds(program: Program, ledger: Mapping[str, Any]) -> float | None:
@@ -79,11 +85,11 @@ def _compile_seconds(program: Program, ledger: Mapping[str, Any]) -> float | Non
 
 def show_plan(plan: Plan, run: RunFolder, console: Console) -> None:
     """Prints buckets, tokens, multipliers, counts and the estimate."""
-    rows = run.read_rows(plan.cells) if run.exists() else {}
+    rows = run.read_outcomes(plan.cells) if run.exists() else {}
     wanted = {cell.id for cell in plan.cells if cell.id not in rows}
     for model in plan.models:
         console.print(_size_table(plan, model))
-    ledger = read_json(run.path / "programs.json") or {}
+    ledger = run.read_json("programs.json") or {}
     for line in map(str, plan.undefined):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in _summary(plan, wanted, estimate(plan, wanted, rows, ledger)):

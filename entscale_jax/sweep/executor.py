@@ -18,6 +18,8 @@ class Drawn:
     entropy: Sequence[Mapping[str, Any]] = ()
     """One entry a layer: `layer`, `tokens`, `train_tokens`, and `entropy` and `logit_gap`, with a value a step."""
     error: str | None = None
+    stored: bool = False
+    """The worker has stored image and row itself, so they are not sent."""
 
 
 @dataclass(frozen=True)

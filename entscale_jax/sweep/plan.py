@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -42,14 +42,33 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the cell's content."""
-        text = json.dumps(self._content(), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        before, between, after = _content(
+            self.method,
+            model=self.model,
+            weights_hash=self.weights_hash,
+            train_size=self.train_size,
+            width=self.width,
+            height=self.height,
+            sampler=self.sampler,
+            steps=self.steps,
+            guidance=self.guidance,
+        )
+        text = f"{before}{json.dumps(self.prompt)}{between}{self.seed}{after}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _content(self) -> dict[str, Any]:
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "method"}
-        content |= {"rule": self.method.rule.value, "multiplier": self.method.multiplier}
-        # Of this rule alone, so that cells of the others keep the ids that they had before it.
-        return content | ({"train_entropy": given.layers} if (given := self.method.train_entropy) else {})
+
+@lru_cache(1024)
+def _content(method: Scaling, **shared: Any) -> tuple[str, str, str]:
+    """A cell's content as JSON with sorted keys, around its prompt and its seed: most cells differ in these alone."""
+    content = {**shared, "rule": method.rule.value, "multiplier": method.multiplier}
+    # Of this rule alone, so that cells of the others keep the ids that they had before it.
+    content |= {"train_entropy": given.layers} if (given := method.train_entropy) else {}
+    entries = {
+        name: f'"{name}":{json.dumps(value, separators=(",", ":"), sort_keys=True)}' for name, value in content.items()
+    }
+    entries |= {name: f'"{name}":\0' for name in ("prompt", "seed")}
+    before, between, after = ("{" + ",".join(entries[name] for name in sorted(entries)) + "}").split("\0")
+    return before, between, after
 
 
 @dataclass(frozen=True, order=True)

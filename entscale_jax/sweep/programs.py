@@ -1,5 +1,6 @@
 """The ledger of programs: which worker made how many of each, and seconds per bucket, compile and steady apart."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 from .executor import Compile, Result
 from .plan import Program, Task
 from .queues import Takeover
-from .store import RunFolder, read_json, write_json
+from .store import RunFolder
 
 PROGRAMS = {"encode_text": "text", "denoise_latents": "denoise", "decode_latents": "decode"}
 """Names, in JAX, of the programs that draw; what else a worker compiles is counted under `other`."""
+
+REMOTE_SECONDS = 5.0
+"""Between two writings of the ledger at a URI, where each is a call that the driver waits for."""
 
 
 @dataclass
@@ -90,8 +94,10 @@ class Ledger:
     """
 
     def __init__(self, run: RunFolder):
-        self._path = run.path / "programs.json"
-        earlier = read_json(self._path) or {}
+        self._write = run.write_json
+        self._pause = REMOTE_SECONDS if run.remote else 0.0
+        self._written = float("-inf")
+        earlier = run.read_json("programs.json") or {}
         self._earlier: list[Mapping[str, Any]] = earlier.get("workers", [])
         self._run = 1 + max((entry["run"] for entry in self._earlier), default=0)
         self._buckets: list[dict[str, Any]] = earlier.get("buckets", [])
@@ -101,14 +107,21 @@ class Ledger:
         """The worker that was first to make each program ready."""
 
     def add(self, worker: str, device: Mapping[str, Any], task: Task, result: Result) -> None:
-        """Counts a result and writes the file."""
+        """Counts a result and writes the file; at a URI not every time."""
         self._count(worker, device, task).add(task, result.compiles)
         entry = self._bucket(task)
         entry["compile_seconds"] += result.compile_seconds
         entry["steady_seconds"] += result.steady_seconds
         entry["images"] += len(task.wanted_cells)
         entry["calls"] += 1
-        write_json(self._path, {"workers": [*self._earlier, *self._now()], "buckets": self._buckets})
+        if time.monotonic() - self._written >= self._pause:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the file, where there is anything to write."""
+        if self._workers:
+            self._write("programs.json", {"workers": [*self._earlier, *self._now()], "buckets": self._buckets})
+            self._written = time.monotonic()
 
     def tried(self, worker: str, device: Mapping[str, Any], task: Task) -> None:
         """Counts what a task called for that raised; what was made ready for it is told with the next result."""

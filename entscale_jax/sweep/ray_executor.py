@@ -80,10 +80,18 @@ def _connect(address: str, own: Mapping[str, Any]) -> None:
 class RayExecutor:
     """The executor of whole sweeps. Use it inside `connected`."""
 
-    def __init__(self, spec: SweepSpec, folders: Mapping[str, str], platforms: str | None, *, worker: type = Worker):
+    def __init__(
+        self,
+        spec: SweepSpec,
+        folders: Mapping[str, str],
+        platforms: str | None,
+        *,
+        store: str | None = None,
+        worker: type = Worker,
+    ):
         self.observers = (RayMetrics(),)
         """Told of each event of the run, see `events`."""
-        self._arguments = (tuple(spec.metrics), dict(folders), spec.sharding)
+        self._arguments = (tuple(spec.metrics), dict(folders), store, spec.sharding)
         self._spec = spec
         self._platforms = platforms
         self._worker = worker

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .cell_writer import cell_row, drawn_row
 from .environment import describe_environment
 from .events import Observer, make_event, tell_all
 from .executor import Executor, Result
@@ -10,7 +11,7 @@ from .plan import BucketKey, Task
 from .programs import Ledger
 from .queues import Takeover
 from .runner import Stop
-from .store import RunFolder, cell_row, read_json, write_json
+from .store import RunFolder
 
 
 class Recorder:
@@ -27,11 +28,10 @@ class Recorder:
         tell_all(self._observers, make_event(kind, **fields))
 
     def started(self) -> None:
-        path = self._run.path / "environment.json"
-        last = read_json(path) or {}
+        last = self._run.read_json("environment.json") or {}
         earlier = [*last.pop("earlier", []), *([last] if last else [])]
         devices = [dict(device) for device in self._executor.devices()]
-        write_json(path, {**describe_environment(devices), "earlier": earlier})
+        self._run.write_json("environment.json", {**describe_environment(devices), "earlier": earlier})
         self.tell("workers", workers=devices)
 
     def finished(self, worker: str, task: Task, result: Result) -> int:
@@ -44,8 +44,10 @@ class Recorder:
                 self._run.write_failure(cell, cell_row(cell), drawn.error)
                 self.tell("cell_failed", cell=cell.id, **_size(task), prompt=cell.prompt, error=drawn.error)
                 continue
-            row = {**cell_row(cell), **drawn.columns, "error": None, "entropy_layers": list(drawn.entropy)}
-            self._run.write(cell, drawn.png, row)
+            if drawn.stored:
+                self._run.note_stored(cell)
+                continue
+            self._run.write(cell, drawn.png, drawn_row(cell, drawn))
         self._ledger.add(worker, self._device(worker), task, result)
         self.tell(
             "chunk",
@@ -80,6 +82,10 @@ class Recorder:
 
     def stopping(self, why: Stop, in_hand: int) -> None:
         self.tell("stopping", why=why.value, in_hand=in_hand)
+
+    def close(self) -> None:
+        """Writes what is held back."""
+        self._ledger.flush()
 
     def summary(self) -> list[str]:
         """What the workers of this run compiled, a line each."""

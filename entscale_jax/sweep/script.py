@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .api import run_sweep
+from .files import is_uri
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """The cluster's configuration as Ray resolved it, on the head node. It is JSON, and `metadata` is in it as written."""
@@ -36,9 +37,9 @@ def run_folder(out: str | None, environment: Mapping[str, str]) -> str | None:
 
     A job runs in a copy of its working directory; what it writes there is gone when it ends.
     """
-    kept = out if out is None or "://" in out else str(Path(out).expanduser())
+    kept = out if out is None or is_uri(out) else str(Path(out).expanduser())
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in environment
-    if in_job and not (kept is not None and ("://" in kept or Path(kept).is_absolute())):
+    if in_job and not (kept is not None and (is_uri(kept) or Path(kept).is_absolute())):
         said = "no --out" if out is None else f"--out {out}"
         raise UserError(
             f"{said} in a Ray job, whose working directory is thrown away: give --out an absolute path, ~/runs/NAME "
@@ -52,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m entscale_jax.sweep", description="Draw a sweep on the Ray cluster that this runs on."
     )
     parser.add_argument("sweep", nargs="?", default=BOOTSTRAP, help="YAML of the sweep; the cluster's own by default")
-    parser.add_argument("--out", help="run folder on this node; runs/NAME where it is left out")
+    parser.add_argument(
+        "--out", help="run folder on this node, or s3:// or gs:// with one; runs/NAME where it is left out"
+    )
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="draw all of it again")
     parser.add_argument("--retry-failed", action="store_true", help="draw cells again that failed before")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first cell that fails")

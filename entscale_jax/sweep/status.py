@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import UserError
-from .events import NAME, Event, read_events
+from .events import Event
 from .progress import told, told_left
+from .store import RunFolder
 from .tally import BucketTally, Tally
 
 
@@ -39,13 +40,14 @@ OUTCOMES = {"done": "done", "interrupted": "stopped by Ctrl-C", "failures": "sto
 """How an `end` is told."""
 
 
-def read_status(run: Path) -> Status:
-    """The status of the newest run in a folder. Raises UserError where there is none."""
-    if not (run / "spec.yaml").is_file():
-        raise UserError(f"{run} holds no run: give the folder that entscale sweep wrote, such as runs/aspect")
-    status = fold(read_events(run / NAME))
+def read_status(place: Path | str) -> Status:
+    """The status of the newest run in a folder or at a URI. Raises UserError where there is none."""
+    run = RunFolder(place)
+    if not run.exists():
+        raise UserError(f"{place} holds no run: give the folder that entscale sweep wrote, such as runs/aspect")
+    status = fold(run.events())
     if status is None:
-        raise UserError(f"{run / NAME} has no event yet: the run has not begun to draw, or an older version drew it")
+        raise UserError(f"{place} has no event yet: the run has not begun to draw, or an older version drew it")
     return status
 
 
@@ -68,7 +70,7 @@ def fold(events: Iterable[Event]) -> Status | None:
     return None if last is None else Status(tally, last, tuple(errors[-SHOWN_ERRORS:]), _is_alive(begun))
 
 
-def show_status(run: Path, console: Console) -> None:
+def show_status(run: Path | str, console: Console) -> None:
     """Prints the status of a run. Raises UserError where there is none."""
     status = read_status(run)
     tally = status.tally

@@ -27,6 +27,7 @@ from ..yaml_file import read_yaml
 from .api import run_sweep
 from .events import NAME as EVENTS
 from .events import read_events
+from .files import is_uri, open_files
 from .nodes import promised_nodes
 from .prompts import resolve_prompts
 from .ray_environment import prepare_token
@@ -72,6 +73,8 @@ def submit(submission: Submission, console: Console, call: Call | None = None) -
     Returns the sweep's exit code. Raises UserError for mistakes in the input and where a step fails.
     """
     call = call or run_command
+    if submission.out is not None and is_uri(submission.out):
+        open_files(submission.out)  # a wrong one is told before a cluster is started for it
     _check_no_manifest(submission.path)
     document = read_yaml(submission.path).value
     way = choose_way(document, submission.address)
@@ -153,7 +156,7 @@ def job_command(spec: str, out: str, submission: Submission) -> list[str]:
 
 def _as_job(submission: Submission, folder: Path, call: Call) -> int:
     out = submission.out or ""
-    if "://" not in out and not out.startswith(("/", "~/")):
+    if not is_uri(out) and not out.startswith(("/", "~/")):
         raise UserError("a job's working directory is thrown away: give --out a URI, or an absolute path on the head")
     command = ["job", "submit", "--address", submission.address or JOBS, "--working-dir", str(folder), "--"]
     return call(ray(*command, *job_command("sweep.yaml", out, submission)))
@@ -175,7 +178,7 @@ def _on_cluster(submission: Submission, file: SweepFile, nodes: int, folder: Pat
     # As a job, so that the driver outlives this connection.
     job_line = [*start, *job_command(remote, out, submission), "--nodes", str(nodes)]
     code = call(ray("exec", config, shlex.join(job_line)))
-    if "://" in out:
+    if is_uri(out):
         _say(console, f"the run is in {out}: entscale fetch {shlex.quote(out)} brings it home")
         return 1 if code else 0
     return _bring_home(config, out, home, folder, console, call, failed=code != 0)
@@ -186,7 +189,7 @@ def _bring_home(config: str, out: str, home: Path, folder: Path, console: Consol
     if call(ray("rsync-down", config, f"{out}/spec.yaml", str(there))) or not there.is_file():
         raise UserError("the job began no run, see its lines above")
     if (home / "spec.yaml").is_file():
-        check_same(home / "spec.yaml", there.read_text(encoding="utf-8"))
+        check_same(str(home), (home / "spec.yaml").read_text(encoding="utf-8"), there.read_text(encoding="utf-8"))
     home.mkdir(parents=True, exist_ok=True)
     _must(call(ray("rsync-down", config, f"{out}/", f"{home}/")), "bringing the run home")
     _say(console, f"the run is in {home}: entscale report {shlex.quote(str(home))}")
@@ -215,7 +218,7 @@ def exit_code(run: Path, *, failed: bool) -> int:
 
 def _checked(out: str) -> str:
     # rsync's other end is a shell's word, and `ray rsync-down` quotes nothing.
-    if "://" not in out and (not set(out) <= SAFE or not out.startswith(("/", "~/"))):
+    if not is_uri(out) and (not set(out) <= SAFE or not out.startswith(("/", "~/"))):
         raise UserError(
             f"--out {out!r} is no plain path on the head node: begin with / or ~/, use letters, digits, . _ -"
         )

@@ -8,15 +8,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
+from .cell_writer import store_result
 from .executor import Failure, Result
+from .files import open_files
 from .plan import Task
 from .spec import Metric, Sharding
 
 
 class Worker:
-    """Made by Ray in a worker process; `folders` says where the driver found each model."""
+    """Made by Ray in a worker process.
 
-    def __init__(self, metrics: Sequence[Metric], folders: Mapping[str, str], sharding: Sharding = Sharding.NONE):
+    `folders` says where the driver found each model, and `store` is the URI that results go to, where there is one.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        folders: Mapping[str, str],
+        store: str | None = None,
+        sharding: Sharding = Sharding.NONE,
+    ):
         import jax
 
         from ..compilation import enable_cache
@@ -34,6 +45,7 @@ class Worker:
         ids = "+".join(str(device.id) for device in (devices if rows else devices[:1]))
         name = f"{devices[0].device_kind}:{ids}@{platform.node()}"
         self._device, self._count = devices[0], len(devices)
+        self._files = None if store is None else open_files(store)
         self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name)
 
     def hello(self, kind: str, devices: int = 1) -> dict[str, Any]:
@@ -56,5 +68,8 @@ class Worker:
         }
 
     def draw(self, task: Task) -> Result | Failure:
-        """See `Drawer.draw`."""
-        return self._drawer.draw(task)
+        """See `Drawer.draw`. At a URI the worker stores what it drew, and sends back the rest."""
+        result = self._drawer.draw(task)
+        if self._files is None or isinstance(result, Failure):
+            return result
+        return store_result(self._files, task, result)

@@ -17,7 +17,7 @@ from entscale_jax.sweep.programs import Ledger
 from entscale_jax.sweep.run_spec import dump_spec
 from entscale_jax.sweep.spec import SweepSpec
 from entscale_jax.sweep.store import RunFolder, cell_row
-from entscale_jax.sweep.tables import compact
+from entscale_jax.sweep.tables import write_tables
 
 PNG = b"\x89PNG\r\n\x1a\n...\x00\x00\x00\x00IEND\xaeB`\x82"  # begins and ends as one; a report copies it unread
 PROMPTS = ("no", "a red circle")
@@ -103,7 +103,7 @@ def test_tables_serve_where_the_rows_were_removed(folder):
     before = read_run(folder)
     store = RunFolder(folder)
     cells = [make_cell(method, prompt) for method in METHODS for prompt in PROMPTS]
-    compact(store, list(store.read_rows(cells).values()))
+    write_tables(store, cells)
     shutil.rmtree(folder / "rows")
     after = read_run(folder)
     assert {sample.cell: sample for sample in after.samples} == {sample.cell: sample for sample in before.samples}
@@ -122,7 +122,7 @@ def test_runs_of_before_the_logit_gap_was_measured_stay_readable(folder):
     assert [layer.logit_gap for layer in before.entropy] == [None] * 4
     store = RunFolder(folder)
     cells = [make_cell(method, prompt) for method in METHODS for prompt in PROMPTS]
-    compact(store, list(store.read_rows(cells).values()))
+    write_tables(store, cells)
     table = folder / "entropy.parquet"
     assert pq.read_table(table).column("logit_gap").null_count == 12
     shutil.rmtree(folder / "rows")

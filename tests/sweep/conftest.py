@@ -38,3 +38,30 @@ def sweep(fake_models, spec_file, console, tmp_path):
         return run_sweep(spec_file, out=out, console=console, open_executor=fakes.opening(executor), **keywords)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server of this process."""
+    from s3_server import Server
+
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """A new bucket of it, which this process's s3:// leads to: its URI."""
+    import uuid
+
+    import boto3
+    from s3_server import use
+
+    use(monkeypatch, s3_server)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=name)
+    client.close()
+    s3_server.requests.clear()
+    return f"s3://{name}"

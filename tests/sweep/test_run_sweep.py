@@ -379,10 +379,3 @@ def test_ctrl_c_that_python_loses_ends_the_run_all_the_same(sweep, monkeypatch):
 
     assert sweep(Interrupted()) == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_run_at_a_uri_is_refused(sweep, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"out is s3://bucket/run: runs are kept in folders so far"):
-        sweep(FakeExecutor(), out="s3://bucket/run")
-    assert not (tmp_path / "s3:").exists()

@@ -3,7 +3,7 @@ import os
 import pytest
 from sweep_fakes import small_plan
 
-from entscale_jax.sweep import store
+from entscale_jax.sweep import files
 from entscale_jax.sweep.store import RunFolder, cell_row, write_json, write_whole
 
 PNG = b"\x89PNG\r\n\x1a\n....IEND\xaeB`\x82"
@@ -46,7 +46,7 @@ def test_the_image_is_there_before_its_row(run, cell, monkeypatch):
         order.append(path.suffix)
         original(path, data)
 
-    monkeypatch.setattr(store, "write_whole", record)
+    monkeypatch.setattr(files, "write_whole", record)
     run.write(cell, PNG, cell_row(cell))
     assert order == [".png", ".json"]
 

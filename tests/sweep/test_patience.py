@@ -1,0 +1,151 @@
+"""What can pass is waited for, what can't is told at once, and neither leaves anything half-written."""
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from s3_server import Between
+from sweep_fakes import FakeExecutor
+from test_run_sweep import CELLS
+
+from entscale_jax.errors import UserError
+from entscale_jax.sweep import patience
+from entscale_jax.sweep.files import LocalFiles, PatientFiles
+from entscale_jax.sweep.patience import patiently
+from entscale_jax.sweep.store import RunFolder
+
+
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self):
+        self.now, self.pauses = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def _fails(times, error):
+    left = [error] * times
+
+    def call():
+        if left:
+            raise left.pop()
+        return "done"
+
+    return call
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class ServerDisconnectedError(Exception):
+    """As aiohttp's, which is no OSError."""
+
+    __module__ = "aiohttp.client_exceptions"
+
+
+@pytest.mark.parametrize(
+    "error", [FULL, OSError(errno.EIO, ""), ConnectionResetError(), TimeoutError(), ServerDisconnectedError("gone")]
+)
+def test_what_can_pass_is_tried_again_for_two_minutes(clock, error):
+    assert patiently(_fails(12, error), "x", sleep=clock.sleep, clock=clock) == "done"
+    assert 60 <= clock.now <= 120
+    assert max(clock.pauses) == patience.LONGEST_PAUSE
+
+
+def test_what_stays_is_told_in_one_line(clock):
+    with pytest.raises(
+        UserError, match=r"^writing x failed for \d+ s \(No space left on device\): mend that"
+    ) as caught:
+        patiently(_fails(1000, FULL), "writing x", sleep=clock.sleep, clock=clock)
+    assert 100 <= clock.now <= 120
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError("denied"), OSError(errno.EROFS, "read-only"), FileNotFoundError("no bucket")]
+)
+def test_a_refusal_is_told_at_once(clock, error):
+    with pytest.raises(UserError, match=r"^x is refused \((denied|read-only|no bucket)\)"):
+        patiently(_fails(1, error), "x", sleep=clock.sleep, clock=clock)
+    assert clock.pauses == []
+
+
+def test_a_mistake_of_the_program_is_no_fault_of_the_store(clock):
+    with pytest.raises(ZeroDivisionError):
+        patiently(_fails(1, ZeroDivisionError()), "x", sleep=clock.sleep, clock=clock)
+
+
+def test_a_run_that_is_ending_waits_no_more(clock):
+    with pytest.raises(UserError, match="failed for 0 s"):
+        patiently(_fails(1, FULL), "x", hurried=lambda: True, sleep=clock.sleep, clock=clock)
+
+
+class Disk:
+    """Makes run folders on a disk that is full from a write on, for so many tries; each leaves half a file beside."""
+
+    def __init__(self, first, tries):
+        self.writes, self.first, self.tries = 0, first, tries
+
+    def write(self, inner, name, data):
+        self.writes += 1
+        if self.first <= self.writes < self.first + self.tries:
+            path = inner.folder / name
+            path.with_name(f".{path.name}.1-1.tmp").write_bytes(data[: len(data) // 2])
+            raise FULL
+        inner.write(name, data)
+
+    def open(self, place):
+        return RunFolder(place, PatientFiles(Between(LocalFiles(Path(place)), write=self.write)))
+
+
+@pytest.fixture
+def fast(monkeypatch, clock):
+    """A clock of the store's, so that minutes pass at once."""
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=clock.sleep, monotonic=clock))
+    return clock
+
+
+def test_a_disk_that_is_full_for_a_minute_costs_nothing(sweep, tmp_path, monkeypatch, fast):
+    disk = Disk(30, 11)
+    monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", disk.open)
+    executor = FakeExecutor()
+    assert sweep(executor) == 0
+    assert fast.now > 50
+    assert disk.writes > 40
+    assert len(executor.log) == 18, "results in hand are held, not drawn again"
+    assert pq.read_table(tmp_path / "run" / "samples.parquet").num_rows == CELLS
+    # Not full, it does not wait: the control.
+    before = fast.now
+    monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 0).open)
+    assert sweep(FakeExecutor(), tmp_path / "other") == 0
+    assert fast.now == before
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_half_a_file_counts_for_nothing(sweep, tmp_path, monkeypatch, fast):
+    with monkeypatch.context() as patch:
+        patch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 10**6).open)
+        with pytest.raises(
+            UserError, match=r"^writing .*run/.* failed for .* s \(No space left on device\): mend that"
+        ):
+            sweep(FakeExecutor())
+    halves = list((tmp_path / "run").rglob("*.tmp"))
+    assert halves
+    rest = FakeExecutor()
+    assert sweep(rest) == 0
+    assert 0 < len(rest.log) < 18
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert pq.read_table(tmp_path / "run" / "samples.parquet").num_rows == CELLS
