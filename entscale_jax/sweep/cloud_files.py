@@ -37,13 +37,17 @@ class CloudFiles:
 
     @cached_property
     def _system(self) -> Any:
-        # Threads that share a file system share its connections, too.
-        import fsspec
-
-        options = _S3_OPTIONS if self._scheme == "s3" else {}
+        # Threads that share a file system share its connections, too. What others write must be seen, so no listing is
+        # remembered.
         try:
-            # What others write must be seen, so no listing is remembered.
-            return fsspec.filesystem(self._scheme, use_listings_cache=False, **options)
+            if self._scheme != "s3":
+                # fsspec's own choice asks for the bucket's kind first, by a right that one who reads and writes lacks.
+                from gcsfs.core import GCSFileSystem
+
+                return GCSFileSystem(use_listings_cache=False)
+            from s3fs import S3FileSystem
+
+            return S3FileSystem(use_listings_cache=False, **_S3_OPTIONS)
         except ImportError as error:
             package = _PACKAGES[self._scheme]
             raise UserError(f"{self.place} needs {package}: pip install 'entscale-jax[cloud]'") from error
