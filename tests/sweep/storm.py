@@ -1,7 +1,7 @@
 """A storm over a sweep: kills its workers, nodes and drivers on a three-node cluster of this machine, by a fixed seed.
 
 Run as `storm.py FOLDER JOB`, in a process of its own: `JOB` is JSON with the spec's path, the number of cells, the
-kills of each kind and the seed. Leaves the run in FOLDER/run, what workers began in FOLDER/begun.jsonl, and the kills
+kills of each kind and the seed, and the URI of the run where it has one. Leaves the run there or in FOLDER/run, what workers began in FOLDER/begun.jsonl, and the kills
 in FOLDER/kills.json.
 """
 
@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from entscale_jax.sweep.cell_writer import row_name
+from entscale_jax.sweep.files import open_files
 from entscale_jax.sweep.worker import Worker
 
 BEGUN = "STORM_BEGUN"
@@ -51,8 +53,9 @@ def drive(spec, out, address):
 class Storm:
     """The cluster, the driver that is now, and what was killed."""
 
-    def __init__(self, folder, spec, cells, kills, seed):
-        self.folder, self.spec, self.run = folder, spec, folder / "run"
+    def __init__(self, folder, spec, cells, kills, seed, place=None):
+        self.folder, self.spec = folder, spec
+        self.files = open_files(place or folder / "run")
         self.rng = random.Random(seed)
         kinds = [kind for kind, count in kills.items() for _ in range(count)]
         self.rng.shuffle(kinds)
@@ -73,7 +76,7 @@ class Storm:
 
     def start_driver(self):
         with open(self.folder / "log.txt", "a") as log:
-            command = [sys.executable, __file__, "drive", str(self.spec), str(self.run), self.cluster.address]
+            command = [sys.executable, __file__, "drive", str(self.spec), self.files.place, self.cluster.address]
             self.driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def rage(self):
@@ -91,11 +94,11 @@ class Storm:
                 raise RuntimeError(f"the run was over after {self.rows()} cells, before {self.schedule} was done")
             if time.monotonic() > deadline:
                 raise RuntimeError("the run hangs")
-            time.sleep(0.01)
+            time.sleep(0.1 if self.files.remote else 0.01)
         return found
 
     def rows(self):
-        return len(list((self.run / "rows").glob("*.json")))
+        return len(self.files.list("rows"))
 
     def busy(self):
         """The last thing that each living worker began and has no row of yet."""
@@ -105,7 +108,7 @@ class Storm:
             for entry in last.values()
             if entry["pid"] not in self.killed
             and Path(f"/proc/{entry['pid']}").exists()
-            and not (self.run / "rows" / f"{entry['cells'][-1]}.json").exists()
+            and self.files.read(row_name(entry["cells"][-1])) is None
         ]
 
     def note(self, kind, pids):

@@ -1,5 +1,6 @@
 """A sweep whose workers, nodes and drivers are killed at random comes home complete, and nothing is drawn in vain."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from tiny_model import write_tiny_model
 
 from entscale_jax.sweep import run_sweep
 from entscale_jax.sweep.drawer import load_pipeline
+from entscale_jax.sweep.fetch import fetch_run
 
 HERE = Path(__file__).parent
 SPEC = """\
@@ -31,6 +33,8 @@ sweep:
 """
 CAPTIONS = {40: 4, 500: 10}
 SHORT = {"cells": 40, "kills": {"worker": 2, "node": 1, "driver": 2}, "seed": 8}
+FILTERS = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+"""Of botocore and of moto's own server."""
 FULL = {"cells": 500, "kills": {"worker": 7, "node": 3, "driver": 2}, "seed": 2}
 
 
@@ -78,17 +82,21 @@ def _unexplained(begun, kills):
     return {cell: count for cell, count in draws.items() if count > 1 + allowed[cell]}
 
 
-def _check(folder, job):
+def _check(folder, job, place=None):
     model = write_tiny_model(folder / "model")
     spec, captions = folder / "s.yaml", CAPTIONS[job["cells"]]
     spec.write_text(SPEC.format(model=model, prompts=captions, seeds=list(range(job["cells"] // 2 // captions))))
     _draw_undisturbed(folder, spec, model)
-    _rage(folder, spec, job)
+    _rage(folder, spec, {**job, "place": place})
+    if place is not None:
+        fetch_run(place, folder / "run")
     rows, expected = _rows(folder / "run"), _rows(folder / "undisturbed")
     assert len({row["sha256"] for row in expected}) == len(expected) == job["cells"]
     assert rows == expected
     assert all(row["error"] is None for row in rows)
-    assert len(list((folder / "run" / "rows").glob("*.json"))) == job["cells"]
+    assert _count_rows(folder / "run") == job["cells"]
+    for row in rows:
+        assert hashlib.sha256((folder / "run" / row["image"]).read_bytes()).hexdigest() == row["sha256"]
     kills, begun = (json.loads((folder / "kills.json").read_text()), read_lines(folder / "begun.jsonl"))
     assert Counter(kill["kind"] for kill in kills) == job["kills"]
     assert all(kill["pids"] and kill["rows"] < job["cells"] for kill in kills)
@@ -96,6 +104,11 @@ def _check(folder, job):
     # The control: without its kills the same record has cells that nothing explains.
     assert _unexplained(begun, [])
     _check_programs(folder)
+
+
+def _count_rows(run):
+    parts = [pq.read_table(path).num_rows for path in (run / "samples").glob("part-*.parquet")]
+    return sum(parts) + len(list((run / "rows").glob("*.json")))
 
 
 def _check_programs(folder):
@@ -118,11 +131,26 @@ def test_a_short_storm_loses_nothing(tmp_path):
     _check(tmp_path, SHORT)
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@FILTERS
+def test_a_short_storm_over_a_bucket_loses_nothing(tmp_path, s3):
+    _check(tmp_path, SHORT, f"{s3}/run")
+
+
 @pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.timeout(1800)
 def test_a_storm_over_five_hundred_cells_loses_nothing(tmp_path):
     _check(tmp_path, FULL)
+
+
+@pytest.mark.full
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+@FILTERS
+def test_a_storm_over_a_bucket_loses_nothing(tmp_path, s3):
+    _check(tmp_path, FULL, f"{s3}/run")
 
 
 def test_what_was_drawn_again_without_need_is_noticed():
