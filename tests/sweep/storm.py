@@ -1,8 +1,8 @@
 """A storm over a sweep: kills its workers, nodes and drivers on a three-node cluster of this machine, by a fixed seed.
 
 Run as `storm.py FOLDER JOB`, in a process of its own: `JOB` is JSON with the spec's path, the number of cells, the
-kills of each kind and the seed, and the URI of the run where it has one. Leaves the run there or in FOLDER/run, what workers began in FOLDER/begun.jsonl, and the kills
-in FOLDER/kills.json.
+kills of each kind, the seed, and the run's URI where it has one. Leaves the run there or in FOLDER/run, what workers
+began in FOLDER/begun.jsonl, and the kills in FOLDER/kills.json.
 """
 
 import json
