@@ -78,6 +78,12 @@ TrainEntropyFile = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read PyTorch's .bin where there are no safetensors.")
 ]
+Resume = Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")]
+MaxFailures = Annotated[
+    int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -266,12 +272,10 @@ def sweep(
         typer.Option(help="Run folder, or s3:// or gs:// with one; runs/NAME if not given.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be drawn, with an estimate.")] = False,
-    resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
-    max_failures: Annotated[
-        int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
-    ] = None,
+    resume: Resume = True,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
+    max_failures: MaxFailures = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -312,12 +316,10 @@ def submit(
         str | None,
         typer.Option(help="A cluster that runs already: its dashboard, as http://HOST:8265.", show_default=False),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
-    max_failures: Annotated[
-        int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
-    ] = None,
+    resume: Resume = True,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
+    max_failures: MaxFailures = None,
 ) -> None:
     """Draw a sweep on the cluster of its YAML: start or refresh it, follow the log, bring the run home."""
     from .sweep.submit import Submission, submit

@@ -15,7 +15,7 @@ from rich.console import Console
 from sweep_fakes import SPEC
 
 from entscale_jax.errors import UserError
-from entscale_jax.sweep import patience, script
+from entscale_jax.sweep import script
 from entscale_jax.sweep.api import run_sweep
 from entscale_jax.sweep.events import NAME, EventLog, make_event
 from entscale_jax.sweep.nodes import promised_nodes
