@@ -1,10 +1,10 @@
-"""The networks that look at scenes for the metrics: what they are, in pixels of any size, and nothing of how they learn.
+"""The networks that look at scenes for the metrics, at any size in pixels; how they learn is told in `scenes`.
 
 Objects of scenes keep their size in pixels when a picture grows, so what is summed over positions counts them and what
 is averaged describes the ground and the drawing, whatever the size of the picture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -43,23 +43,27 @@ class ExtractorConfig:
     summed: int = 24
 
 
+CAPTIONS = CLIPTextProjectionConfig(
+    vocab_size=583,
+    hidden_size=64,
+    intermediate_size=192,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=24,
+    projection_dim=48,
+    eos_token_id=582,
+)
+"""The text tower; its vocabulary is that of the built-in model's tokenizer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig:
-    """Of the contrastive model. The vocabulary is that of the built-in model's tokenizer."""
+    """Of the contrastive model."""
 
     trunk: TrunkConfig = TrunkConfig()
     summed: int = 64
     averaged: int = 16
-    text: CLIPTextProjectionConfig = CLIPTextProjectionConfig(
-        vocab_size=583,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=24,
-        projection_dim=48,
-        eos_token_id=582,
-    )
+    text: CLIPTextProjectionConfig = field(default=CAPTIONS)
 
 
 class Trunk(nnx.Module):
@@ -87,7 +91,7 @@ class Trunk(nnx.Module):
 class ScenesExtractor(nnx.Module):
     """Pictures of scenes to 32 features, and those to what they were trained to tell."""
 
-    def __init__(self, config: ExtractorConfig = ExtractorConfig(), *, rngs: nnx.Rngs):  # noqa: B008
+    def __init__(self, config: ExtractorConfig = ExtractorConfig(), *, rngs: nnx.Rngs):
         make = Layers(rngs)
         self.config = config
         self.trunk = Trunk(config.trunk, make)
@@ -106,7 +110,7 @@ class ScenesExtractor(nnx.Module):
 class ScenesContrast(nnx.Module):
     """Pictures of scenes and their captions to unit vectors, whose product says how well they fit."""
 
-    def __init__(self, config: ContrastConfig = ContrastConfig(), *, rngs: nnx.Rngs):  # noqa: B008
+    def __init__(self, config: ContrastConfig = ContrastConfig(), *, rngs: nnx.Rngs):
         make = Layers(rngs)
         pooled, width = config.summed + config.averaged, config.text.projection_dim
         self.config = config

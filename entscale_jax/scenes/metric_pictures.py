@@ -8,9 +8,9 @@ from jaxtyping import Float32, UInt8
 from scipy.ndimage import gaussian_filter
 
 from ..metrics.captions import KINDS, MAX_OBJECTS, Kind, radii
+from .alter import halve
 from .captions import is_held_out
 from .draw import SceneObject, find_place, paint
-from .alter import halve
 
 _HALVED, _SMALL, _REPEATED, _SPOILT = 0.12, 0.08, 0.35, 0.7
 _MOST_BLUR, _MOST_NOISE, _MOST_SHIFT = 1.6, 12.0, 14.0

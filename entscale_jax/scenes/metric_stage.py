@@ -1,7 +1,7 @@
-"""Trains the networks of the metrics on drawn scenes: an extractor of 32 features, and a contrastive model with text."""
+"""Trains the metrics' networks on drawn scenes: an extractor of 32 features, and a contrastive model with text."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,18 @@ _SMALLEST_BATCH = 2
 _QUALITY_WEIGHT = 0.2
 _TEXTS = 64
 EXTRACTOR, CONTRAST = "extractor", "contrast"
+EXTRACTOR_STAGE = Stage(steps=4000, batch=32, learning_rate=2e-3)
+CONTRAST_STAGE = Stage(steps=3000, batch=32, learning_rate=1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRecipe:
     """What is trained and how long: a quarter of an hour each on two cores."""
 
-    extractor: ExtractorConfig = ExtractorConfig()
-    contrast: ContrastConfig = ContrastConfig()
-    extractor_stage: Stage = Stage(steps=4000, batch=32, learning_rate=2e-3)
-    contrast_stage: Stage = Stage(steps=2400, batch=32, learning_rate=2e-3)
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    extractor_stage: Stage = field(default=EXTRACTOR_STAGE)
+    contrast_stage: Stage = field(default=CONTRAST_STAGE)
     sizes: tuple[tuple[int, int], ...] = SIZES
 
 
@@ -54,9 +56,9 @@ def train_metrics(
     checkpoints: Path,
     out: Path,
     *,
-    recipe: MetricRecipe = MetricRecipe(),  # noqa: B008
+    recipe: MetricRecipe = MetricRecipe(),
     parts: Sequence[str] = (EXTRACTOR, CONTRAST),
-    upkeep: Upkeep = Upkeep(save_minutes=2.0),  # noqa: B008
+    upkeep: Upkeep | None = None,
 ) -> None:
     """Trains both, with checkpoints under `checkpoints`, and writes `extractor.safetensors` and `contrast.safetensors`.
 
@@ -70,7 +72,7 @@ def train_metrics(
             part: asdict(getattr(recipe, part)),
             f"{part}_stage": asdict(getattr(recipe, f"{part}_stage")),
         }
-        run = Run(name=part, folder=checkpoints, recipe=_plain(values), upkeep=upkeep)
+        run = Run(name=part, folder=checkpoints, recipe=_plain(values), upkeep=upkeep or Upkeep(save_minutes=2.0))
         {EXTRACTOR: _train_extractor, CONTRAST: _train_contrast}[part](recipe, run, out)
 
 

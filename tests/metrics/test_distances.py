@@ -1,4 +1,4 @@
-"""FID and KID against torchmetrics on the same features, against closed forms, and their intervals against the truth."""
+"""FID and KID against torchmetrics on the same features and against closed forms, their intervals against the truth."""
 
 import numpy as np
 import pytest
