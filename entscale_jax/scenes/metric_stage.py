@@ -1,5 +1,6 @@
 """Trains the metrics' networks on drawn scenes: an extractor of 32 features, and a contrastive model with text."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,8 +38,8 @@ _SMALLEST_BATCH = 2
 _QUALITY_WEIGHT = 0.2
 _TEXTS = 64
 EXTRACTOR, CONTRAST = "extractor", "contrast"
-EXTRACTOR_STAGE = Stage(steps=4000, batch=32, learning_rate=2e-3)
-CONTRAST_STAGE = Stage(steps=3000, batch=32, learning_rate=1e-3)
+EXTRACTOR_STAGE = Stage(steps=2600, batch=32, learning_rate=2e-3)
+CONTRAST_STAGE = Stage(steps=1500, batch=32, learning_rate=1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def _train_extractor(recipe: MetricRecipe, run: Run, out: Path) -> None:
         batches,
         stage,
         run,
-        _export(graph, out / f"{EXTRACTOR}.safetensors"),
+        _export(run, graph, out / f"{EXTRACTOR}.safetensors"),
         smallest_batch=_SMALLEST_BATCH,
     )
 
@@ -145,7 +146,7 @@ def _train_contrast(recipe: MetricRecipe, run: Run, out: Path) -> None:
         batches,
         stage,
         run,
-        _export(graph, out / f"{CONTRAST}.safetensors", "model"),
+        _export(run, graph, out / f"{CONTRAST}.safetensors", "model"),
         smallest_batch=1,
     )
 
@@ -214,8 +215,10 @@ def _count(batch: int, height: int, width: int) -> int:
     return min(_TEXTS // 2, _SMALLEST_BATCH * max(2, round(batch * SIZE**2 / (height * width) / _SMALLEST_BATCH)))
 
 
-def _export(graph: nnx.GraphDef, file: Path, part: str | None = None) -> Hooks:
+def _export(run: Run, graph: nnx.GraphDef, file: Path, part: str | None = None) -> Hooks:
     def export(average: Any, segments: list[Segment]) -> None:
+        provenance = json.dumps({"segments": segments, "recipe": run.recipe}, indent=2) + "\n"
+        file.with_suffix(".json").write_text(provenance)
         save_parameters(nnx.merge(graph, average if part is None else average[part]), file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
 
@@ -223,6 +226,4 @@ def _export(graph: nnx.GraphDef, file: Path, part: str | None = None) -> Hooks:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    import json
-
     return json.loads(json.dumps(values))
