@@ -41,6 +41,9 @@ class Sample:
     """1 where the image holds exactly what its caption says, else 0; missing objects; extra objects."""
     entropy: float | None
     error: str | None
+    seconds: float | None = None
+    clip: Mapping[str, float] = field(default_factory=dict)
+    """Cosines of image and caption by column: `clip`, `scenes_clip`."""
 
     @property
     def pair(self) -> Pair:
@@ -102,6 +105,8 @@ class Run:
     train_entropy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Model -> the E_T of its layers that it shipped, where rule `calibrated` was drawn with them."""
     undefined: tuple[Undefined, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Cell -> the name of the part that holds its row, where it is in one."""
 
     @property
     def name(self) -> str:

@@ -17,8 +17,9 @@ from ..errors import UserError
 from ..png import png_bytes
 from .environment import versions
 from .executor import Compile, Drawn, Failure, Result
+from .measures import Measures
 from .plan import Cell, Program, Task
-from .spec import Metric
+from .spec import Extractors, Metric
 
 
 @runtime_checkable
@@ -35,8 +36,16 @@ Load = Callable[[Cell], Any]
 class Drawer:
     """Draws tasks one after the other. Each model is loaded once, each program compiled once."""
 
-    def __init__(self, metrics: Sequence[Metric], load: Load, counter: Counter, device: str):
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        load: Load,
+        counter: Counter,
+        device: str,
+        extractors: Extractors | None = None,
+    ):
         self._metrics = frozenset(metrics)
+        self._measures = Measures(metrics, extractors)
         self._load = load
         self._counter = counter
         self._device = device
@@ -113,8 +122,8 @@ class Drawer:
             layers = self._entropy(pipe, task, position, output)
             png = png_bytes(image, self._text(cell))
             digest = {"sha256": hashlib.sha256(png).hexdigest()}
-            columns = {**shared, **self._objects(image, cell), **_mean_entropy(layers), **digest}
-            return Drawn(cell.id, png, columns, layers)
+            columns = {**shared, **self._measures.columns(image, cell.prompt), **_mean_entropy(layers), **digest}
+            return Drawn(cell.id, png, columns, layers, self._measures.features(image))
         except Exception as error:
             # One image that can't be measured is not the fault of its neighbours.
             return Drawn(cell.id, error=_one_line(error))
@@ -136,18 +145,6 @@ class Drawer:
                 }
             )
         return layers
-
-    def _objects(self, image: np.ndarray, cell: Cell) -> dict[str, Any]:
-        if Metric.OBJECTS not in self._metrics:
-            return {}
-        from ..metrics.objects import compare
-
-        verdict = compare(image, cell.prompt)
-        return {
-            "objects_exact": bool(verdict.exact),
-            "objects_missing": int(verdict.missing),
-            "objects_extra": int(verdict.extra),
-        }
 
     def _text(self, cell: Cell) -> dict[str, str]:
         return {

@@ -17,6 +17,8 @@ class Drawn:
     """Columns of `samples.parquet` that only the worker knows."""
     entropy: Sequence[Mapping[str, Any]] = ()
     """One entry a layer: `layer`, `tokens`, `train_tokens`, and `entropy` and `logit_gap`, with a value a step."""
+    features: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What names an extractor -> its features of the image."""
     error: str | None = None
     stored: bool = False
     """The worker has stored image and row itself, so they are not sent."""

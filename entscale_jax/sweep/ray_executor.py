@@ -91,7 +91,7 @@ class RayExecutor:
     ):
         self.observers = (RayMetrics(),)
         """Told of each event of the run, see `events`."""
-        self._arguments = (tuple(spec.metrics), dict(folders), store, spec.sharding)
+        self._arguments = (tuple(spec.metrics), dict(folders), store, spec.sharding, spec.extractors)
         self._spec = spec
         self._platforms = platforms
         self._worker = worker

@@ -42,6 +42,18 @@ class Metric(StrEnum):
     """Mean entropy and logit gap of self-attention in nats, for every layer and step."""
     OBJECTS = "objects"
     """What a scene's caption asks for against what the image holds."""
+    SCENES_FID = "scenes_fid"
+    """Features of the scenes' extractor, for the Frechet distance from other pictures."""
+    SCENES_KID = "scenes_kid"
+    """The same features, for the kernel distance."""
+    SCENES_CLIP = "scenes_clip"
+    """The cosine of image and caption by the scenes' contrastive model."""
+    FID = "fid"
+    """Features of Inception, whose weights `extractors` names, for the Frechet distance."""
+    KID = "kid"
+    """The same features, for the kernel distance."""
+    CLIP = "clip"
+    """The cosine of image and caption by the CLIP model that `extractors` names."""
 
 
 class SpecError(UserError):
@@ -226,6 +238,19 @@ def _count_or_auto(value: object) -> object:
     return value
 
 
+class Extractors(_Strict):
+    """Networks that metrics need and this package lacks; every node has them at the same place."""
+
+    inception: str | None = Field(default=None, min_length=1)
+    """File of the weights that FID is computed with, of PyTorch."""
+    clip: str | None = Field(default=None, min_length=1)
+    """Folder or hub id of a CLIP model of transformers."""
+
+
+EXTRACTOR_OF = {Metric.FID: "inception", Metric.KID: "inception", Metric.CLIP: "clip"}
+"""Metric -> the key of `extractors` that it needs."""
+
+
 class SweepSpec(_Strict):
     """A sweep as its author wrote it. Sizes are (width, height) in pixels."""
 
@@ -241,6 +266,7 @@ class SweepSpec(_Strict):
         tuple[Annotated[Metric, BeforeValidator(_metric)], ...],
         BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     ] = ()
+    extractors: Extractors | None = None
     train_size: Size | None = None
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
     device: Device = Device()
@@ -255,6 +281,14 @@ class SweepSpec(_Strict):
             raise UserError("both model and models are given: keep one")
         rest = {key: item for key, item in value.items() if key != "model"}
         return {**rest, "models": [value["model"]]}
+
+    @model_validator(mode="after")
+    def _extractors_are_there(self) -> "SweepSpec":
+        for metric in self.metrics:
+            name = EXTRACTOR_OF.get(metric)
+            if name is not None and getattr(self.extractors, name, None) is None:
+                raise UserError(f"metric {metric} needs {name}: write extractors: {{{name}: ...}}")
+        return self
 
     @model_validator(mode="after")
     def _devices_are_used(self) -> "SweepSpec":

@@ -127,7 +127,14 @@ class RunFolder:
             self.files.create("spec.yaml", spec.encode())
         if self.remote:
             return
-        for folder in (self.path, self.images, self.rows, self.path / "samples", self.path / "entropy"):
+        for folder in (
+            self.path,
+            self.images,
+            self.rows,
+            self.path / "samples",
+            self.path / "entropy",
+            self.path / "features",
+        ):
             if folder in (self.path, self.images, self.rows):
                 folder.mkdir(exist_ok=True)
             for leftover in folder.glob(".*.tmp"):
@@ -135,7 +142,13 @@ class RunFolder:
 
     def forget(self) -> None:
         """Removes all results, for a run that starts again from nothing."""
-        for folder, end in (("rows", ".json"), ("samples", ".parquet"), ("entropy", ".parquet"), ("images", ".png")):
+        for folder, end in (
+            ("rows", ".json"),
+            ("samples", ".parquet"),
+            ("entropy", ".parquet"),
+            ("features", ".parquet"),
+            ("images", ".png"),
+        ):
             self.files.remove(entry.name for entry in self.files.list(folder) if entry.name.endswith(end))
         self.files.remove(_TABLES)
         self._compaction.forget()

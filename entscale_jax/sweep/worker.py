@@ -12,7 +12,7 @@ from .cell_writer import store_result
 from .executor import Failure, Result
 from .files import open_files
 from .plan import Task
-from .spec import Metric, Sharding
+from .spec import Extractors, Metric, Sharding
 
 
 class Worker:
@@ -27,6 +27,7 @@ class Worker:
         folders: Mapping[str, str],
         store: str | None = None,
         sharding: Sharding = Sharding.NONE,
+        extractors: Extractors | None = None,
     ):
         import jax
 
@@ -46,7 +47,7 @@ class Worker:
         name = f"{devices[0].device_kind}:{ids}@{platform.node()}"
         self._device, self._count = devices[0], len(devices)
         self._files = None if store is None else open_files(store)
-        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name)
+        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name, extractors)
 
     def hello(self, kind: str, devices: int = 1) -> dict[str, Any]:
         """What this worker is. Raises UserError where JAX found other devices than Ray gave it."""
