@@ -400,6 +400,33 @@ def report(
 
 
 @app.command()
+def tables(
+    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.", metavar="RUN")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="What pictures are compared with: a folder of pictures, a Parquet file, or a run; the run's own at the "
+            "training size if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Of a Parquet reference, the column with the pictures.")] = "image",
+    form: Annotated[str, typer.Option("--format", help="markdown, csv or latex.")] = "markdown",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; printed if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Print a run's figures by size and method with their intervals, beside those that the paper prints."""
+    from .reports.tables_command import write_tables
+
+    text = write_tables(run, reference=reference, form=form, column=column)
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command()
 def entropy(
     model: Annotated[str, typer.Argument(help="A diffusers folder, a hub id, or scenes, the built-in model.")],
     sizes: Annotated[str, typer.Option(help="WIDTHxHEIGHT of two token counts or more, with commas.")],

@@ -18,8 +18,8 @@ from .records import Pair, Run, Sample, Size
 from .references import Reference, check_large_enough, own_reference, picture_reference, run_reference
 
 Values = Mapping[Pair, float]
-FindReference = Callable[[str, Mapping[Group, FeatureSet], str], Reference]
-"""Extractor, its features of the run by group, model -> what the model's pictures are compared with."""
+OpenExtractor = Callable[[str, Run], Extractor]
+"""An extractor by its identity, for a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,20 +85,23 @@ DISTANCES = {
 KID_UNIT = 1000.0
 
 
-def make_tables(run: Run, reference: Path | None = None, open_extractor: Callable[[str, Run], Extractor] | None = None):
+def make_tables(
+    run: Run, reference: Path | None = None, open_extractor: OpenExtractor | None = None, column: str = "image"
+) -> list[PaperTable]:
     """Every table that the run's metrics allow, distances first.
 
     Args:
         run: drawn, whole or in part.
         reference: a folder of pictures, a Parquet file, or a run; None compares with the run's own pictures at the
             training size.
-        open_extractor: an extractor by its identity, needed for pictures that none has seen yet.
+        open_extractor: makes what saw the run's pictures, for those of a folder or a Parquet file.
+        column: of a Parquet file, the one with the pictures.
 
     Raises UserError where nothing was drawn, nothing was measured, or the reference does not fit.
     """
     if not any(sample.error is None for sample in run.samples):
         raise UserError(f"run {run.folder} has no drawn cell: go on with its sweep")
-    tables = [*_distance_tables(run, reference, open_extractor), *_column_tables(run)]
+    tables = [*_distance_tables(run, reference, open_extractor, column), *_column_tables(run)]
     if all(table.metric == "seconds" for table in tables):
         raise UserError(
             f"run {run.folder} measured nothing that a table is made of: draw it with metrics such as objects, "
@@ -142,13 +145,13 @@ def _column_entry(name: str, size: Size, method: str, values: Values, base: Valu
 
 
 def _distance_tables(
-    run: Run, place: Path | None, open_extractor: Callable[[str, Run], Extractor] | None
+    run: Run, place: Path | None, open_extractor: OpenExtractor | None, column: str
 ) -> list[PaperTable]:
     tables = []
     asked = {str(metric) for metric in run.spec.get("metrics", ())}
     for identity, sets in gather_features(run).items():
         prefix = "scenes" if identity.startswith("scenes") else ""
-        references = {model: _find(run, identity, sets, model, place, open_extractor) for model in run.models}
+        references = {model: _find(run, identity, sets, model, place, open_extractor, column) for model in run.models}
         for kind in ("fid", "kid"):
             name = f"{prefix}_{kind}" if prefix else kind
             if name not in asked:
@@ -172,7 +175,8 @@ def _find(
     sets: Mapping[Group, FeatureSet],
     model: str,
     place: Path | None,
-    open_extractor: Callable[[str, Run], Extractor] | None,
+    open_extractor: OpenExtractor | None,
+    column: str,
 ) -> Reference:
     if place is None:
         return own_reference(run, sets, model)
@@ -180,7 +184,7 @@ def _find(
         return run_reference(place, identity, model)
     if open_extractor is None:
         raise UserError(f"no extractor {identity} is at hand for {place}")
-    return picture_reference(place, open_extractor(identity, run), run.folder / "references")
+    return picture_reference(place, open_extractor(identity, run), run.folder / "references", column)
 
 
 def _fid_entry(
