@@ -9,6 +9,10 @@ measures, and writes each PNG and a JSON row without syncing. Each run is a proc
 both read their programs from one cache, which an uncounted run of a call a program has filled. A run fails where a
 picture's SHA-256, its objects or its entropy differ between the sides, or where a program was compiled.
 
+Both draw with as many threads as the machine has cores, free to run on each. Ray would start its worker at niceness 15,
+which an idle machine does not notice; here it has the loop's, so that what else runs disturbs both alike. The driver and
+Ray's own processes share the cores with the worker: what that costs is in the figures.
+
 Clocks run from the first call begun, where the sweep's worker is there and the loop's imports are done, to the last row
 stored; loading the model is within, on both sides. Few steps are the harder case: what a cell costs beside its drawing
 does not grow with them.
@@ -93,6 +97,7 @@ def run(side: str, spec: Path, out: Path) -> dict[str, float]:
     """One run in a process of its own, and its clocks."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(spec.parent / "xla")}
+    environment["RAY_worker_niceness"] = "0"
     command = [sys.executable, __file__, "--side", side, str(spec), str(out)]
     begin = time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
