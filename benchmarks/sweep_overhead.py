@@ -9,9 +9,9 @@ measures, and writes each PNG and a JSON row without syncing. Each run is a proc
 both read their programs from one cache, which an uncounted run of a call a program has filled. A run fails where a
 picture's SHA-256, its objects or its entropy differ between the sides, or where a program was compiled.
 
-Both draw with as many threads as the machine has cores, free to run on each. Ray would start its worker at niceness 15,
-which an idle machine does not notice; here it has the loop's, so that what else runs disturbs both alike. The driver and
-Ray's own processes share the cores with the worker: what that costs is in the figures.
+Both draw with as many threads as the machine has cores, free to run on each. Ray would start its worker at niceness
+15, which an idle machine does not notice; here it has the loop's, so that what else runs disturbs both alike. The
+driver and Ray's own processes share the cores with the worker: what that costs is in the figures.
 
 Clocks run from the first call begun, where the sweep's worker is there and the loop's imports are done, to the last row
 stored; loading the model is within, on both sides. Few steps are the harder case: what a cell costs beside its drawing
@@ -51,6 +51,7 @@ LINES = {
     "rest": "the rest: the cost that counts",
     "later": "the same from the first call's end on, without the model's loading",
     "drawing": "of it in the pipeline's calls",
+    "outside": "of it outside of them: measuring, storing, waiting",
     "start": "before: the process's start to the first call begun",
     "end": "after: to the process's end, with the sweep's tables",
 }
@@ -109,14 +110,16 @@ def run(side: str, spec: Path, out: Path) -> dict[str, float]:
     marks = sweep_marks(out) if side == "sweep" else json.loads((out / "marks.json").read_text())
     if marks["compiled"]:
         raise SystemExit(f"{side} compiled {marks['compiled']} programs that the warm run should have kept")
-    ends, ready = marks["ends"], marks["ready"]
+    ends, ready, drawing = marks["ends"], marks["ready"], sum(marks["drawing"][1:])
+    later = ends[-1] - ends[0] - sum(ready[1:])
     return {
         "start": marks["begun"] - begin,
         "wall": ends[-1] - marks["begun"],
         "ready": sum(ready),
         "rest": ends[-1] - marks["begun"] - sum(ready),
-        "later": ends[-1] - ends[0] - sum(ready[1:]),
-        "drawing": sum(marks["drawing"][1:]),
+        "later": later,
+        "drawing": drawing,
+        "outside": later - drawing,
         "end": end - ends[-1],
     }
 
