@@ -41,6 +41,7 @@ class Drawer:
         self._counter = counter
         self._device = device
         self._pipes: dict[str, Any] = {}
+        self._levels: dict[str, dict[str, int]] = {}
         self._ready: set[Program] = set()
         self._versions = " ".join(f"{name}-{version}" for name, version in versions().items())
 
@@ -123,9 +124,10 @@ class Drawer:
         if Metric.ENTROPY not in self._metrics:
             return []
         tokens = pipe.info.tokens(task.chunk.program.key.bucket)
+        levels = self._levels_of(pipe, task.cells[position].model)
         layers = []
         for name, values in output.entropy.items():
-            level = pipe.layers[name][0]
+            level = levels[name]
             layers.append(
                 {
                     "layer": name,
@@ -136,6 +138,12 @@ class Drawer:
                 }
             )
         return layers
+
+    def _levels_of(self, pipe: Any, model: str) -> Mapping[str, int]:
+        # `layers` walks the whole UNet, which for each layer of each image would cost more than measuring it.
+        if model not in self._levels:
+            self._levels[model] = {name: layer[0] for name, layer in pipe.layers.items()}
+        return self._levels[model]
 
     def _objects(self, image: np.ndarray, cell: Cell) -> dict[str, Any]:
         if Metric.OBJECTS not in self._metrics:

@@ -1,6 +1,7 @@
 """Keeps every worker busy until each cell is drawn or given up: the driver's loop. `retries` says what fails how."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,8 +38,8 @@ class Sink(Protocol):
         """Notes that the workers are there."""
         ...
 
-    def finished(self, worker: str, task: Task, result: Result) -> int:
-        """Stores a result and returns the number of its cells that failed."""
+    def finished(self, worker: str, task: Task, result: Result) -> None:
+        """Stores a result."""
         ...
 
     def failed(self, worker: str, task: Task) -> None:
@@ -105,6 +106,7 @@ class Runner:
         self._retries = Retries()
         self._executor = executor
         self._sink = sink
+        self._unstored: deque[Finished] = deque()
         self._idle: list[str] = []
         self._busy: set[str] = set()
         self._deaths = 0
@@ -120,13 +122,25 @@ class Runner:
         """Draws everything, or until it is told to stop; returns when the last task in hand is stored."""
         self._submit()
         while self._busy or (self._queues and self.outcome.stop is None):
-            for event in self._executor.wait(POLL_SECONDS):
-                self._handle(event)
+            self._turn(self._executor.wait(POLL_SECONDS))
             if self._interrupts() > 1:
                 raise KeyboardInterrupt
-            self._submit()
             self._check_somebody()
         return self.outcome
+
+    def _turn(self, events: Iterable[Event]) -> None:
+        """Gives workers their next tasks before it stores what they drew, so that none waits for the disk."""
+        try:
+            for event in events:
+                self._handle(event)
+            self._submit()
+        finally:
+            self._store()
+
+    def _store(self) -> None:
+        while self._unstored:
+            event = self._unstored.popleft()
+            self._sink.finished(event.worker, event.task, event.result)
 
     def _submit(self) -> None:
         if self._should_stop() or time.monotonic() < self._begin_at:
@@ -161,6 +175,7 @@ class Runner:
 
     def _stop(self, why: Stop) -> None:
         if self._busy or self._queues:
+            self._store()  # which tells of the failures that are the reason
             self.outcome.stop = why
             self._sink.stopping(why, len(self._busy))
 
@@ -180,7 +195,8 @@ class Runner:
         self._idle.append(event.worker)
         self._timings.add(event.task, event.result)
         self._retries.drew(event.task)
-        failed = self._sink.finished(event.worker, event.task, event.result)
+        self._unstored.append(event)
+        failed = sum(drawn.error is not None for drawn in event.result.drawn)
         self.outcome.failed += failed
         self.outcome.drawn += len(event.task.wanted_cells) - failed
 
