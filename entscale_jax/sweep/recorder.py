@@ -34,7 +34,7 @@ class Recorder:
         self._run.write_json("environment.json", {**describe_environment(devices), "earlier": earlier})
         self.tell("workers", workers=devices)
 
-    def finished(self, worker: str, task: Task, result: Result) -> None:
+    def finished(self, worker: str, task: Task, result: Result) -> int:
         cells = {cell.id: cell for cell in task.wanted_cells}
         failed = 0
         for drawn in result.drawn:
@@ -59,6 +59,7 @@ class Recorder:
             compile_seconds=round(result.compile_seconds, 3),
             steady_seconds=round(result.steady_seconds, 3),
         )
+        return failed
 
     def failed(self, worker: str, task: Task) -> None:
         self._ledger.tried(worker, self._device(worker), task)

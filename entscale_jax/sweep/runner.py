@@ -1,7 +1,6 @@
 """Keeps every worker busy until each cell is drawn or given up: the driver's loop. `retries` says what fails how."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,8 +37,8 @@ class Sink(Protocol):
         """Notes that the workers are there."""
         ...
 
-    def finished(self, worker: str, task: Task, result: Result) -> None:
-        """Stores a result."""
+    def finished(self, worker: str, task: Task, result: Result) -> int:
+        """Stores a result and returns the number of its cells that failed."""
         ...
 
     def failed(self, worker: str, task: Task) -> None:
@@ -106,7 +105,6 @@ class Runner:
         self._retries = Retries()
         self._executor = executor
         self._sink = sink
-        self._unstored: deque[Finished] = deque()
         self._idle: list[str] = []
         self._busy: set[str] = set()
         self._deaths = 0
@@ -122,25 +120,13 @@ class Runner:
         """Draws everything, or until it is told to stop; returns when the last task in hand is stored."""
         self._submit()
         while self._busy or (self._queues and self.outcome.stop is None):
-            self._turn(self._executor.wait(POLL_SECONDS))
+            for event in self._executor.wait(POLL_SECONDS):
+                self._handle(event)
             if self._interrupts() > 1:
                 raise KeyboardInterrupt
+            self._submit()
             self._check_somebody()
         return self.outcome
-
-    def _turn(self, events: Iterable[Event]) -> None:
-        """Gives workers their next tasks before it stores what they drew, so that none waits for the disk."""
-        try:
-            for event in events:
-                self._handle(event)
-            self._submit()
-        finally:
-            self._store()
-
-    def _store(self) -> None:
-        while self._unstored:
-            event = self._unstored.popleft()
-            self._sink.finished(event.worker, event.task, event.result)
 
     def _submit(self) -> None:
         if self._should_stop() or time.monotonic() < self._begin_at:
@@ -175,7 +161,6 @@ class Runner:
 
     def _stop(self, why: Stop) -> None:
         if self._busy or self._queues:
-            self._store()  # which tells of the failures that are the reason
             self.outcome.stop = why
             self._sink.stopping(why, len(self._busy))
 
@@ -195,8 +180,7 @@ class Runner:
         self._idle.append(event.worker)
         self._timings.add(event.task, event.result)
         self._retries.drew(event.task)
-        self._unstored.append(event)
-        failed = sum(drawn.error is not None for drawn in event.result.drawn)
+        failed = self._sink.finished(event.worker, event.task, event.result)
         self.outcome.failed += failed
         self.outcome.drawn += len(event.task.wanted_cells) - failed
 
