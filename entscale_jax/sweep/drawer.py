@@ -50,6 +50,7 @@ class Drawer:
         self._counter = counter
         self._device = device
         self._pipes: dict[str, Any] = {}
+        self._levels: dict[str, dict[str, int]] = {}
         self._ready: set[Program] = set()
         self._versions = " ".join(f"{name}-{version}" for name, version in versions().items())
 
@@ -132,9 +133,10 @@ class Drawer:
         if Metric.ENTROPY not in self._metrics:
             return []
         tokens = pipe.info.tokens(task.chunk.program.key.bucket)
+        levels = self._levels_of(pipe, task.cells[position].model)
         layers = []
         for name, values in output.entropy.items():
-            level = pipe.layers[name][0]
+            level = levels[name]
             layers.append(
                 {
                     "layer": name,
@@ -145,6 +147,12 @@ class Drawer:
                 }
             )
         return layers
+
+    def _levels_of(self, pipe: Any, model: str) -> Mapping[str, int]:
+        # `layers` walks the whole UNet, which for each layer of each image would cost more than measuring it.
+        if model not in self._levels:
+            self._levels[model] = {name: layer[0] for name, layer in pipe.layers.items()}
+        return self._levels[model]
 
     def _text(self, cell: Cell) -> dict[str, str]:
         return {

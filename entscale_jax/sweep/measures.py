@@ -43,9 +43,9 @@ class Measures:
 
     @cached_property
     def _scenes_scorer(self) -> Any:
-        from ..metrics.scenes_models import scenes_scorer
+        from ..metrics.scenes_models import ScenesScorer
 
-        return scenes_scorer()
+        return ScenesScorer.load()
 
     @cached_property
     def _scenes_extractor(self) -> Any:
