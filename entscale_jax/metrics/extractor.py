@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from ..errors import UserError
 
-Images = UInt8[np.ndarray, "_batch _height _width 3"]
 Features = Float[np.ndarray, "_count _features"]
 
 
@@ -34,8 +33,11 @@ class Extractor:
         """Names weights and resize: features of equal identities compare."""
         return f"{self.name or 'inception'} {self.hash[:16]}, resize {self.resize}"
 
-    def __call__(self, images: Images, *, batch: int = 32) -> Features:
-        """Features of pictures of one size, `batch` at a time. Raises UserError for pictures of another type."""
+    def __call__(self, images: np.ndarray, *, batch: int = 32) -> Features:
+        """Features of pictures of one size, uint8 [batch, height, width, 3], `batch` at a time.
+
+        Raises UserError for pictures of another type.
+        """
         check_pictures(images)
         found = [self.run(part)[:count] for part, count in filled_batches(images, batch)]
         return np.concatenate(found) if found else np.zeros((0, self.width), np.float32)
