@@ -71,7 +71,7 @@ def undisturbed(file: Path, batches: int, width: int, shift: float) -> tuple[lis
 
 
 def killed_at(file: Path, batches: int, width: int, shift: float, at: int) -> tuple[int, int]:
-    """Kills a child when it begins batch `at`, and lets another finish: (batches kept at the kill, the next's first)."""
+    """Kills a child when it begins batch `at`, lets another finish: batches kept at the kill, and the next's first."""
     process = start(file, batches, width, shift)
     assert process.stdout is not None
     for line in process.stdout:
@@ -105,19 +105,20 @@ def measure(samples: int, width: int) -> list[str]:
     return [
         "# Moments of many samples",
         "",
-        f"Made by `python benchmarks/fid_memory.py --samples {samples} --width {width}`: {samples} synthetic features of",
-        f"width {width} in batches of {BATCH}, kept every {EVERY} batches (NumPy {np.__version__}, {os.cpu_count()} cores).",
+        f"Made by `python benchmarks/fid_memory.py --samples {samples} --width {width}`: synthetic features in",
+        f"batches of {BATCH}, kept every {EVERY} batches (NumPy {np.__version__}, {os.cpu_count()} cores, other work",
+        "beside it).",
         "",
         "| samples so far | resident MiB | seconds |",
         "| --- | --- | --- |",
         *table,
         "",
-        f"After the first writing memory stays from {min(after)} to {max(after)} MiB; peak {peak} MiB. The features alone",
-        f"would be {held:.0f} MiB in float32.",
+        f"After the first writing memory stays from {min(after)} to {max(after)} MiB; peak {peak} MiB. The features",
+        f"alone would be {held:.0f} MiB in float32.",
         "",
         f"Killed by SIGKILL at batch {at} of {batches}, when {kept} were kept, the second run began at batch {first}.",
-        f"Mean and deviations have {'the same' if same else 'OTHER'} bits as the undisturbed run's. FID to {against.count}",
-        f"samples of another distribution: {distances[0]!r} and {distances[1]!r} ({seconds:.1f} s).",
+        f"Mean and deviations have {'the same' if same else 'OTHER'} bits as the undisturbed run's. FID to",
+        f"{against.count} samples of another distribution: {distances[0]!r} and {distances[1]!r} ({seconds:.1f} s).",
         "",
     ]
 

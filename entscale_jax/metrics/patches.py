@@ -1,8 +1,9 @@
 """Patch-FID: pictures larger than in training judged by crops of the training size, so that nothing is resized away.
 
 Source: Chai et al. 2022, "Any-resolution training for high-resolution image synthesis" (arXiv 2204.07156): real and
-drawn pictures are cut at the same random scales and places, and FID is taken over the crops. Our choices: crops keep the
-picture's own pixels (scale 1); each picture gives as many as its area holds; they tile it evenly, or a seed places them.
+drawn pictures are cut at the same random scales and places, and FID is taken over the crops. Our choices: crops keep
+the picture's own pixels (scale 1); each picture gives as many as its area holds; they tile it evenly, or a seed places
+them.
 """
 
 from collections.abc import Iterator
