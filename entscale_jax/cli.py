@@ -555,6 +555,26 @@ def train_scenes(
     print(f"wrote {out}")
 
 
+@train_app.command("scenes-metrics", hidden=True)
+def train_scenes_metrics(
+    out: Annotated[Path, typer.Option(help="Folder for extractor.safetensors and contrast.safetensors.")] = Path(
+        "runs/scenes-metrics/out"
+    ),
+    checkpoints: Annotated[Path, typer.Option(help="Where checkpoints and log.jsonl are kept.")] = Path(
+        "runs/scenes-metrics"
+    ),
+    part: Annotated[str | None, typer.Option(help="extractor or contrast; both if not given.")] = None,
+) -> None:
+    """Train the networks that measure scenes: scenes_fid, scenes_kid and scenes_clip."""
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
+    from .scenes.metric_stage import PARTS, train_metrics
+
+    if part not in (None, *PARTS):
+        raise UserError(f"--part {part!r} is unknown: give {' or '.join(PARTS)}")
+    train_metrics(checkpoints, out, parts=PARTS if part is None else (part,))
+    print(f"wrote {out}")
+
+
 @overload
 def _size(text: str) -> tuple[int, int]: ...
 @overload

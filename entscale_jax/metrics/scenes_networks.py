@@ -16,7 +16,7 @@ from ..models.layers import Layers
 from .captions import BACKGROUND
 
 Pictures = UInt8[Array, "batch height width 3"]
-Embedded = Float[Array, "batch width"]
+Embedded = Float[Array, "batch features"]
 
 KINDS_AND_UNKNOWN = 13
 """The twelve kinds of `captions.KINDS`, then whatever is none of them."""
@@ -78,7 +78,7 @@ class Trunk(nnx.Module):
         self.down = nnx.List(make.conv(sizes[level], sizes[level + 1], stride=2) for level in range(3))
         self.blocks = nnx.List(make.conv(width, width) for _ in range(config.blocks))
 
-    def __call__(self, pictures: Pictures) -> Float[Array, "batch h w width"]:
+    def __call__(self, pictures: Pictures) -> Float[Array, "batch h w channels"]:
         """[batch height width 3] pixels -> [batch ceil(height / 8) ceil(width / 8) width]."""
         hidden = from_ground(pictures)
         for conv in self.down:
@@ -141,6 +141,6 @@ def from_ground(pictures: Pictures) -> Float[Array, "batch height width 3"]:
     return (pictures.astype(jnp.float32) - ground) / jnp.float32(128)
 
 
-def _pooled(hidden: Float[Array, "batch h w width"], summed: int) -> Embedded:
+def _pooled(hidden: Float[Array, "batch h w channels"], summed: int) -> Embedded:
     sums = hidden[..., :summed].sum(axis=(1, 2)) / _CELLS
     return jnp.concatenate([sums, hidden[..., summed:].mean(axis=(1, 2))], axis=-1)

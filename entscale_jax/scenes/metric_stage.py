@@ -38,6 +38,7 @@ _SMALLEST_BATCH = 2
 _QUALITY_WEIGHT = 0.2
 _TEXTS = 64
 EXTRACTOR, CONTRAST = "extractor", "contrast"
+PARTS = (EXTRACTOR, CONTRAST)
 EXTRACTOR_STAGE = Stage(steps=2600, batch=32, learning_rate=2e-3)
 CONTRAST_STAGE = Stage(steps=1500, batch=32, learning_rate=1e-3)
 
@@ -58,7 +59,7 @@ def train_metrics(
     out: Path,
     *,
     recipe: MetricRecipe = MetricRecipe(),
-    parts: Sequence[str] = (EXTRACTOR, CONTRAST),
+    parts: Sequence[str] = PARTS,
     upkeep: Upkeep | None = None,
 ) -> None:
     """Trains both, with checkpoints under `checkpoints`, and writes `extractor.safetensors` and `contrast.safetensors`.
