@@ -405,8 +405,8 @@ def tables(
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="What pictures are compared with: a folder of pictures, a Parquet file, or a run; the run's own at the "
-            "training size if not given.",
+            help="What pictures are compared with: a folder of pictures, a Parquet file, or a run; its own pictures at "
+            "the training size if not given.",
             show_default=False,
         ),
     ] = None,

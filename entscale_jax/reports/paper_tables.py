@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -161,8 +162,8 @@ def _distance_tables(
             make = _fid_entry if kind == "fid" else _kid_entry
             entries = {
                 group: make(name, group, sets, references[group[0].model], identity, run)
-                for group in sets
-                if group != references[group[0].model].own and sets[group].moments.count > 1
+                for group in product(run.sizes, run.methods)
+                if group in sets and group != references[group[0].model].own and sets[group].moments.count > 1
             }
             if entries:
                 tables.append(_table(name, *DISTANCES[prefix, kind], run, entries))

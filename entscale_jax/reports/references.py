@@ -99,7 +99,7 @@ def picture_reference(place: Path, extractor: Extractor, cache: Path, column: st
 
 
 def check_large_enough(reference: Reference, metric: str) -> None:
-    """Raises UserError for fewer pictures than features: their covariance says more of the count than of the pictures."""
+    """Raises UserError for no more pictures than features, whose covariance would tell of the count."""
     count, width = reference.moments.count, reference.moments.width
     if count <= width:
         raise UserError(

@@ -30,7 +30,7 @@ def write_tables(folder: Path, *, reference: Path | None = None, form: str = "ma
 
 
 def open_extractor(identity: str, run: Run) -> Extractor:
-    """The extractor that saw a run's pictures, for those of a reference. Raises UserError where it is another one now."""
+    """The extractor that saw a run's pictures, for those of a reference. Raises UserError where it is another now."""
     if identity.startswith("scenes"):
         from ..metrics.scenes_models import scenes_extractor
 

@@ -27,9 +27,9 @@ class Measures:
         if Metric.OBJECTS in self._metrics:
             columns |= _objects(image, caption)
         if Metric.SCENES_CLIP in self._metrics:
-            columns["scenes_clip"] = float(self._scenes_scorer([image], [caption], batch=1)[0])
+            (columns["scenes_clip"],) = _short(self._scenes_scorer([image], [caption], batch=1))
         if Metric.CLIP in self._metrics:
-            columns["clip"] = float(self._clip_scorer([image], [caption], batch=1)[0])
+            (columns["clip"],) = _short(self._clip_scorer([image], [caption], batch=1))
         return columns
 
     def features(self, image: np.ndarray) -> Features:
