@@ -17,9 +17,10 @@ from .cell_writer import Row, cell_row, dump_json, image_name, row_name, store_c
 from .compaction import Compaction
 from .events import NAME as EVENTS
 from .events import Event, EventLog, ObjectLog, Observer, parse_events, read_events
-from .files import PatientFiles, open_files, write_whole
+from .files import PatientFiles, write_whole
 from .lease import Lease, held_message, leased
 from .parts import SAMPLES, decode, samples_name
+from .places import open_files
 from .plan import Cell
 
 __all__ = ["Outcome", "Row", "RunFolder", "cell_row", "read_json", "write_json", "write_whole"]

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import UserError
 from .cell_writer import store_result
 from .executor import Failure, Result
-from .files import open_files
+from .places import open_files
 from .plan import Task
 from .spec import Metric, Sharding
 
