@@ -14,6 +14,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import (
     ActorDiedError,
+    ActorUnavailableError,
     GetTimeoutError,
     ObjectLostError,
     ObjectStoreFullError,
@@ -241,6 +242,9 @@ _OF_A_NODE = ("its node has died", "node was terminated", "node died")
 
 def _is_of_node(error: BaseException) -> bool:
     """Whether the worker is gone with its node, which is preempted, drained or dead, and by no doing of its task."""
+    # Of a worker that dies alone, its node tells within a second; where nobody told, the node itself is out of reach.
+    if isinstance(error, ActorUnavailableError):
+        return True
     return isinstance(error, ActorDiedError) and (error.preempted or any(word in str(error) for word in _OF_A_NODE))
 
 
