@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -41,7 +40,7 @@ sweep:
   device: {{kind: {kind}}}
 """
 SMALL = {"sizes": "[64x64, 96x64]", "batch": 2, "kind": "cpu"}
-LARGE = {"sizes": "[1200x1000]", "batch": 4, "kind": "cpu"}
+LARGE = {"sizes": "[1600x1200]", "batch": 4, "kind": "cpu"}
 """Four of these images, noise that can't be compressed, are more than is left of a store that is filled."""
 ON_TPU = {"sizes": "[64x64]", "batch": 4, "kind": "tpu"}
 POISON = "a green triangle"
@@ -61,13 +60,16 @@ class Faultless:
         return {"pid": os.getpid(), "kind": "fake", "platform": kind}
 
     def draw(self, task):
+        self.tell(task)
+        return self.drawer.draw(task)
+
+    def tell(self, task):
         import ray
 
         node = ray.get_runtime_context().get_node_id()
         entry = {"node": node, "size": task.chunk.width, "prompts": [cell.prompt for cell in task.wanted_cells]}
         with open(Path(os.environ[FOLDER]) / f"{type(self).__name__}.jsonl", "a") as file:
             file.write(json.dumps({**entry, "batch": len(task.cells)}) + "\n")
-        return self.drawer.draw(task)
 
 
 class HungryPipe(fakes.FakePipe):
@@ -88,15 +90,9 @@ class Troubled(Faultless):
 
     def draw(self, task):
         if any(cell.prompt == POISON and cell.width == 64 for cell in task.wanted_cells):
-            self.pipe = Killer
+            self.tell(task)
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().draw(task)
-
-
-class Killer(fakes.FakePipe):
-    """Kills its process, as a crash in a library would."""
-
-    def __init__(self):
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Crowded(Faultless):
@@ -109,7 +105,7 @@ class Crowded(Faultless):
         import ray
 
         self.tries += 1
-        self.held = [ray.put(np.zeros(10 * 2**20, np.uint8)) for _ in range(7)] if self.tries < 5 else []
+        self.held = [ray.put(np.zeros(5 * 2**20, np.uint8)) for _ in range(15)] if self.tries < 5 else []
         return super().draw(task)
 
 
@@ -131,7 +127,7 @@ class Trouble:
     """The cluster, and what was heard."""
 
     def __init__(self, folder):
-        self.folder, self.heard = folder, []
+        self.folder, self.heard, self.steps = folder, [], iter(())
         # Sockets have short paths.
         self.temporary = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="trouble")
         os.environ[FOLDER] = str(folder)
@@ -160,15 +156,21 @@ class Trouble:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def lose_nodes(self, worker):
-        """Lends a node with a TPU chip, preempts it while it draws; lends another, which dies; lends a third."""
+    def losing_nodes(self, worker):
+        """Lends a node with a TPU chip, preempts it while it draws; lends another, which dies; lends a third.
+
+        A step for each time that the driver looks, in its own thread, where alone Ray adds nodes.
+        """
         for number, dies in enumerate((self.preempt, self.kill)):
-            node = self.cluster.add_node(num_cpus=0, resources={"TPU": 1}, object_store_memory=STORE)
+            node = self.lend()
             while len(self.begun(worker)) <= number:
-                time.sleep(0.05)
+                yield
             dies(node)
-        self.cluster.add_node(num_cpus=0, resources={"TPU": 1}, object_store_memory=STORE)
+        self.lend()
         (self.folder / "gone").touch()
+
+    def lend(self):
+        return self.cluster.add_node(num_cpus=1, resources={"TPU": 1}, object_store_memory=STORE)
 
     def preempt(self, node):
         command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.cluster.address]
@@ -188,12 +190,12 @@ class Trouble:
         shutil.rmtree(self.temporary, ignore_errors=True)
 
 
-def listen(heard):
-    """Notes what the executor tells of workers that are lost and of tasks that fail."""
+def listen(trouble):
+    """Notes what the executor tells of workers that are lost and of tasks that fail, and takes a step at each wait."""
     from entscale_jax.sweep.executor import Failed, Lost
     from entscale_jax.sweep.ray_executor import RayExecutor
 
-    event = RayExecutor._event
+    event, wait, heard = RayExecutor._event, RayExecutor.wait, trouble.heard
 
     def noted(self, ref):
         told = event(self, ref)
@@ -204,7 +206,11 @@ def listen(heard):
             heard.append({"failed": failure.error, "memory": failure.memory, "passing": failure.passing})
         return told
 
-    RayExecutor._event = noted
+    def stepping(self, seconds):
+        next(trouble.steps, None)
+        return wait(self, seconds)
+
+    RayExecutor._event, RayExecutor.wait = noted, stepping
 
 
 def main(folder):
@@ -213,7 +219,7 @@ def main(folder):
     api.describe = lambda model, train_size=None: fakes.FakeInfo(str(model))
     runner.PAUSE_SECONDS = 0.2
     found, trouble = {}, Trouble(Path(folder))
-    listen(trouble.heard)
+    listen(trouble)
     try:
         found["faultless"] = trouble.play("faultless", Faultless, SMALL)
         found["troubled"] = trouble.play("troubled", Troubled, SMALL)
@@ -221,10 +227,9 @@ def main(folder):
         passing, ray_executor._PASSING = ray_executor._PASSING, ()
         found["unremedied"] = trouble.play("unremedied", Unremedied, LARGE)
         ray_executor._PASSING = passing
-        nodes = threading.Thread(target=trouble.lose_nodes, args=(Preempted,))
-        nodes.start()
+        trouble.steps = trouble.losing_nodes(Preempted)
+        next(trouble.steps)
         found["preempted"] = trouble.play("preempted", Preempted, ON_TPU)
-        nodes.join()
     finally:
         trouble.close()
     (Path(folder) / "trouble.json").write_text(json.dumps(found, indent=1))
