@@ -31,7 +31,7 @@ def runs(tmp_path_factory):
     }
     with open(folder / "log.txt", "w") as log:
         command = [sys.executable, str(HERE / "trouble.py"), str(folder)]
-        code = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=280).returncode
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, timeout=120).returncode
     assert code == 0, (folder / "log.txt").read_text()
     found = json.loads((folder / "trouble.json").read_text())
     for name, run in found.items():
@@ -89,3 +89,17 @@ def test_an_object_store_that_is_full_is_waited_for(runs):
     # Not waited for, the same is the fault of the chunk, which is split.
     assert control["heard"][0]["failed"].startswith(DISK)
     assert "divided" in control["told"]
+
+
+def test_a_preempted_worker_and_one_whose_node_dies_are_no_fault_of_their_chunk(runs):
+    run = runs["preempted"]
+    assert run["code"] == 0
+    lost = [loss for loss in run["heard"] if "lost" in loss]
+    assert [loss["node"] for loss in lost] == [True, True]
+    assert len({entry["node"] for entry in run["begun"]}) == 3
+    assert "divided" not in run["told"]
+    assert [len(entry["prompts"]) for entry in run["begun"]] == [4, 4, 4]
+    assert len(_drawn(run, 64)) == 4
+    # A worker that dies alone is told apart: the chunk of one that was killed twice is split.
+    assert not all(loss["node"] for loss in runs["troubled"]["heard"] if "lost" in loss)
+    assert "divided" in runs["troubled"]["told"]

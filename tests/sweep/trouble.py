@@ -24,7 +24,8 @@ STORE = 80 * 2**20
 SYSTEM = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 6,
-    # Any disk counts as full, so that what is over the object store can't be spilled.
+    # Nothing is moved out of an object store, and as any disk counts as full, nothing is put beside it.
+    "automatic_object_spilling_enabled": False,
     "local_fs_capacity_threshold": 0.0,
 }
 SPEC = """\
@@ -170,7 +171,7 @@ class Trouble:
         (self.folder / "gone").touch()
 
     def lend(self):
-        return self.cluster.add_node(num_cpus=1, resources={"TPU": 1}, object_store_memory=STORE)
+        return self.cluster.add_node(num_cpus=0, resources={"TPU": 1}, object_store_memory=STORE)
 
     def preempt(self, node):
         command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.cluster.address]
