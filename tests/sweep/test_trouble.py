@@ -82,8 +82,8 @@ def test_where_jax_has_too_little_memory_that_bucket_goes_on_in_halves(runs):
 def test_an_object_store_that_is_full_is_waited_for(runs):
     run, control = runs["crowded"], runs["unremedied"]
     assert run["code"] == 0
-    assert [failure["failed"].split(":")[0] for failure in run["heard"]] == [DISK] * 4
-    assert run["told"].count("retry") == 4
+    assert [failure["failed"].split(":")[0] for failure in run["heard"]] == [DISK] * 2
+    assert run["told"].count("retry") == len(run["begun"]) - 1 == 2
     assert "divided" not in run["told"]
     assert len(set(_drawn(run, 1600).values())) == 4
     # Not waited for, the same is the fault of the chunk, which is split.
@@ -96,6 +96,8 @@ def test_a_preempted_worker_and_one_whose_node_dies_are_no_fault_of_their_chunk(
     assert run["code"] == 0
     lost = [loss for loss in run["heard"] if "lost" in loss]
     assert [loss["node"] for loss in lost] == [True, True]
+    assert "preempted" in lost[0]["lost"]
+    assert "preempted" not in lost[1]["lost"]
     assert len({entry["node"] for entry in run["begun"]}) == 3
     assert "divided" not in run["told"]
     assert [len(entry["prompts"]) for entry in run["begun"]] == [4, 4, 4]
