@@ -10,6 +10,7 @@ from .executor import Executor, Result
 from .plan import BucketKey, Task
 from .programs import Ledger
 from .queues import Takeover
+from .retries import Batches
 from .runner import Stop
 from .store import RunFolder
 
@@ -76,12 +77,20 @@ class Recorder:
         cells = [len(part.wanted_cells) for part in parts]
         self.tell("divided", **_place(task), parts=cells, batch=parts[0].program.batch, error=error)
 
+    def halved(self, task: Task, device: str, batch: int) -> None:
+        self._ledger.halved(task.chunk.program.key, device, batch)
+
     def took_over(self, worker: str, takeover: Takeover) -> None:
         self._ledger.took_over(worker, takeover)
         self.tell("takeover", worker=worker, bucket=bucket_name(takeover.key), others=takeover.others)
 
     def stopping(self, why: Stop, in_hand: int) -> None:
         self.tell("stopping", why=why.value, in_hand=in_hand)
+
+    @property
+    def batches(self) -> Batches:
+        """Those that the run has halved so far, see `Ledger`."""
+        return self._ledger.batches
 
     def close(self) -> None:
         """Writes what is held back."""
