@@ -37,7 +37,7 @@ class Recorder:
 
     def finished(self, worker: str, task: Task, result: Result) -> int:
         cells = {cell.id: cell for cell in task.wanted_cells}
-        failed = 0
+        failed, whole = 0, []
         for drawn in result.drawn:
             cell = cells[drawn.cell]
             if drawn.error is not None:
@@ -48,7 +48,8 @@ class Recorder:
             if drawn.stored:
                 self._run.note_stored(cell)
                 continue
-            self._run.write(cell, drawn.png, drawn_row(cell, drawn))
+            whole.append((cell, drawn.png, drawn_row(cell, drawn)))
+        self._run.write_many(whole)
         self._ledger.add(worker, self._device(worker), task, result)
         self.tell(
             "chunk",

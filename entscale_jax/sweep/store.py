@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ __all__ = ["Outcome", "Row", "RunFolder", "cell_row", "read_json", "write_json",
 
 _PNG_END = b"IEND\xaeB`\x82"
 _READ_AT_ONCE = 1024
+_WRITTEN_AT_ONCE = 8
 _TABLES = ("samples.parquet", "entropy.parquet", "programs.json", "environment.json")
 
 
@@ -187,13 +189,23 @@ class RunFolder:
 
     def write(self, cell: Cell, png: bytes, row: Row) -> None:
         """Stores a drawn cell: the image, then the row that makes it count."""
+        self.write_many([(cell, png, row)])
+
+    def write_many(self, drawn: Sequence[tuple[Cell, bytes, Row]]) -> None:
+        """The same for several cells at once, which wait for the disk or the network together."""
         self._check_held()
+        with ThreadPoolExecutor(_WRITTEN_AT_ONCE) as pool:
+            for _ in pool.map(lambda one: self._write(*one), drawn):
+                pass
+        for cell, _, _ in drawn:
+            self._compaction.note(cell.id)
+
+    def _write(self, cell: Cell, png: bytes, row: Row) -> None:
         if self.remote:
             store_cell(self.files, cell.id, png, row)
         else:
             self.files.write(image_name(cell.id), png)
             self.files.write(row_name(cell.id), dump_json({**row, "image": image_name(cell.id)}).encode())
-        self._compaction.note(cell.id)
 
     def write_failure(self, cell: Cell, row: Row, error: str) -> None:
         """Stores that a cell could not be drawn, and why."""

@@ -100,14 +100,17 @@ def test_a_run_that_is_ending_waits_no_more(clock):
 
 
 class Disk:
-    """Makes run folders on a disk that is full from a write on, for so many tries; each leaves half a file beside."""
+    """Makes run folders on a disk that is full from a write on, for so many seconds; each try leaves half a file."""
 
-    def __init__(self, first, tries):
-        self.writes, self.first, self.tries = 0, first, tries
+    def __init__(self, first, seconds, clock):
+        self.writes, self.first, self.seconds, self.clock = 0, first, seconds, clock
+        self.full_since = None
 
     def write(self, inner, name, data):
         self.writes += 1
-        if self.first <= self.writes < self.first + self.tries:
+        if self.writes == self.first:
+            self.full_since = self.clock()
+        if self.full_since is not None and self.clock() - self.full_since < self.seconds:
             path = inner.folder / name
             path.with_name(f".{path.name}.1-1.tmp").write_bytes(data[: len(data) // 2])
             raise FULL
@@ -125,7 +128,7 @@ def fast(monkeypatch, clock):
 
 
 def test_a_disk_that_is_full_for_a_minute_costs_nothing(sweep, tmp_path, monkeypatch, fast):
-    disk = Disk(30, 11)
+    disk = Disk(30, 60.0, fast)
     monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", disk.open)
     executor = FakeExecutor()
     assert sweep(executor) == 0
@@ -135,14 +138,14 @@ def test_a_disk_that_is_full_for_a_minute_costs_nothing(sweep, tmp_path, monkeyp
     assert pq.read_table(tmp_path / "run" / "samples.parquet").num_rows == CELLS
     # Not full, it does not wait: the control.
     before = fast.now
-    monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 0).open)
+    monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 0.0, fast).open)
     assert sweep(FakeExecutor(), tmp_path / "other") == 0
     assert fast.now == before
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_half_a_file_counts_for_nothing(sweep, tmp_path, monkeypatch, fast):
     with monkeypatch.context() as patch:
-        patch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 10**6).open)
+        patch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, float("inf"), fast).open)
         with pytest.raises(
             UserError, match=r"^writing .*run/.* failed for .* s \(No space left on device\): mend that"
         ):
