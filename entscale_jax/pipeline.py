@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8, UInt32
+from jaxtyping import Array, Float, Float32, Int32, UInt8, UInt32
 
 from .attention import accumulator
 from .batches import batch_groups
 from .buckets import Bucket
 from .compilation import enable_cache
 from .errors import UserError
+from .first_stage import Decoded
 from .image_rows import ImageRows
 from .inputs import (
     Size,
@@ -55,6 +56,8 @@ class Output:
     """With `measure_entropy`: mean entropy in nats of each self-attention layer; with guidance the caption's half."""
     logit_gap: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
     """With `measure_entropy`, likewise: mean over rows of the logit gap of `attention_statistics`."""
+    broken: Int32[np.ndarray, "batch"] | None
+    """Of each picture, how many values were NaN or infinite before they became bytes; None with `decode=False`."""
 
 
 class TextToImage:
@@ -249,8 +252,8 @@ class TextToImage:
         parts = []
         for rows in groups:
             final, measured = self._denoised(request, batch.of(rows), tiling=tiling)
-            pixels = self.programs.decode(final, tiling=tiling, decode_batch=decode_batch) if decode else None
-            drawn = None if pixels is None else crop(np.asarray(pixels), height, width)
+            found = self.programs.decode(final, tiling=tiling, decode_batch=decode_batch) if decode else None
+            drawn = None if found is None else Decoded(crop(np.asarray(found.images), height, width), found.broken)
             parts.append(_output(drawn, final, measured if measure_entropy else None))
         return _joined(parts, count)
 
@@ -397,11 +400,12 @@ class _Batch(NamedTuple):
         return jax.tree.map(lambda array: array[np.asarray(rows)], self)
 
 
-def _output(images: np.ndarray | None, latents: Latents, measured: Measured | None) -> Output:
+def _output(drawn: Decoded | None, latents: Latents, measured: Measured | None) -> Output:
+    images, broken = (None, None) if drawn is None else map(np.asarray, drawn)
     if measured is None:
-        return Output(images, np.asarray(latents), None, None)
+        return Output(images, np.asarray(latents), None, None, broken)
     entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
-    return Output(images, np.asarray(latents), entropy, gap)
+    return Output(images, np.asarray(latents), entropy, gap, broken)
 
 
 def _joined(parts: list[Output], count: int) -> Output:
@@ -422,4 +426,5 @@ def _joined(parts: list[Output], count: int) -> Output:
         pictures("latents"),
         layers("entropy") if measured else None,
         layers("logit_gap") if measured else None,
+        pictures("broken") if decoded else None,
     )

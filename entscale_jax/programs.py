@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int32, UInt8, UInt32
+from jaxtyping import Array, Float, Int32, UInt32
 
 from .attention import accumulator
-from .first_stage import FirstStage, Pixels
+from .first_stage import Decoded, FirstStage, Pixels
 from .image_rows import ImageRows
 from .models import (
     AddedConditions,
@@ -129,9 +129,7 @@ class Programs:
         arguments = (latents, context, *away, step_noise)
         return self._denoising(request, *arguments)(self._unet, *arguments)
 
-    def decode(
-        self, latents: Latents, *, tiling: bool = False, decode_batch: int | None = None
-    ) -> UInt8[Array | np.ndarray, "batch H W 3"]:
+    def decode(self, latents: Latents, *, tiling: bool = False, decode_batch: int | None = None) -> Decoded:
         """Latents to pixels of the whole bucket.
 
         Args:

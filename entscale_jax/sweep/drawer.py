@@ -118,7 +118,7 @@ class Drawer:
     def _measure(self, pipe: Any, task: Task, position: int, output: Any, shared: Mapping[str, Any]) -> Drawn:
         cell = task.cells[position]
         try:
-            _check_finite(output.latents, position)
+            _check_finite(output, position)
             image = np.asarray(output.images[position])
             layers = self._entropy(pipe, task, position, output)
             png = png_bytes(image, self._text(cell))
@@ -201,14 +201,14 @@ def _may_pass(error: BaseException) -> bool:
     return type(error).__name__ in ("ObjectStoreFullError", "OutOfDiskError")
 
 
-def _check_finite(latents: Any, position: int) -> None:
-    """Raises where a picture's latents hold a NaN or an infinity: as bytes that would be a picture of one colour."""
-    if latents is None:
-        return
-    values = np.asarray(latents[position], np.float32)
+def _check_finite(output: Any, position: int) -> None:
+    """Raises where a picture, or its latents, held a NaN or an infinity: as bytes that would be some colour."""
+    values = np.asarray(output.latents[position], np.float32)
     broken = int(values.size - np.isfinite(values).sum())
     if broken:
         raise ArithmeticError(f"{broken} of {values.size} values of the latents are NaN or infinite")
+    if broken := int(output.broken[position]):
+        raise ArithmeticError(f"{broken} values of the decoded image are NaN or infinite, and none of its latents")
 
 
 def _mean_entropy(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -98,6 +98,12 @@ class Ready:
 Event = Finished | Failed | Lost | Ready
 
 
+def device_kind(device: Mapping[str, Any]) -> str:
+    """What a worker has to draw with, by its entry of `Executor.devices`: those of one kind run out of memory alike."""
+    memory = f", {device['memory'] / 2**30:.0f} GiB" if device.get("memory") else ""
+    return f"{device.get('count', 1)} x {device.get('kind')}{memory}"
+
+
 @runtime_checkable
 class Executor(Protocol):
     """Workers that draw one task at a time. Names of workers are never used twice."""

@@ -125,10 +125,16 @@ class Task:
         return self._only(places[:middle]), self._only(places[middle:])
 
     def smaller(self, batch: int) -> tuple["Task", ...]:
-        """Tasks of a smaller batch, which is another program and may round otherwise, for the wanted cells in turn."""
-        cells = self.wanted_cells
-        groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
-        return tuple(_filled(self.chunk, group, (True,) * len(group), batch) for group in groups)
+        """Tasks of a smaller batch, which is another program and may round otherwise.
+
+        A cell's place follows from its place here, whichever cells are wanted: one that is drawn later has its bits.
+        """
+        groups = [slice(start, start + batch) for start in range(0, len(self.cells), batch)]
+        return tuple(
+            _filled(self.chunk, self.cells[group], self.wanted[group], batch)
+            for group in groups
+            if any(self.wanted[group])
+        )
 
     def _only(self, places: Sequence[int]) -> "Task":
         wanted = tuple(place in places for place in range(len(self.cells)))

@@ -25,8 +25,8 @@ from rich.console import Console
 from ..errors import UserError
 from ..yaml_file import read_yaml
 from .api import run_sweep
-from .files import is_uri, open_files
 from .nodes import promised_nodes
+from .places import is_uri, open_files
 from .prompts import resolve_prompts
 from .ray_environment import prepare_token
 from .run_spec import SpecDumper, check_same
