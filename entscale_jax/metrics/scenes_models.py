@@ -27,9 +27,9 @@ _TOKENIZER = Path(__file__).parents[1] / "scenes" / "model" / "tokenizer"
 RESIZE = "none"
 
 
-def load_extractor(file: Path = FOLDER / EXTRACTOR) -> ScenesExtractor:
+def load_extractor(file: Path = FOLDER / EXTRACTOR, config: ExtractorConfig | None = None) -> ScenesExtractor:
     """The network with its weights. Raises UserError where the file holds others."""
-    module = load_parameters(lambda: ScenesExtractor(ExtractorConfig(), rngs=AbstractRngs()), file)
+    module = load_parameters(lambda: ScenesExtractor(config or ExtractorConfig(), rngs=AbstractRngs()), file)
     assert isinstance(module, ScenesExtractor)
     return module
 
