@@ -19,7 +19,7 @@ from entscale_jax.metrics.inception import inception_extractor, load_inception
 from entscale_jax.metrics.resize import clean_batch
 
 # Relative to the largest feature.
-FLOAT32, FLOAT64 = 1e-4, 1e-12
+FLOAT32, FLOAT64 = 1e-5, 1e-12  # measured 5.2e-7 (torch-fidelity 0.4.0, 299x299) and 2.4e-15
 SIZE = (107, 91)  # the network asks for 75 or more; both pools meet odd and even grids on the way
 
 
