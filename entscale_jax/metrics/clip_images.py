@@ -61,7 +61,7 @@ class ClipImages:
             size, crop = raw.get("size", 224), raw.get("crop_size", 224)
             return cls(
                 size=int(size["shortest_edge"] if isinstance(size, Mapping) else size),
-                crop=(int(crop["height"]), int(crop["width"])) if isinstance(crop, Mapping) else (int(crop),) * 2,
+                crop=(int(crop["height"]), int(crop["width"])) if isinstance(crop, Mapping) else (int(crop), int(crop)),
                 resample=int(Image.Resampling(raw.get("resample", 3))),
                 mean=_triple(raw.get("image_mean", _MEAN)),
                 deviation=_triple(raw.get("image_std", _DEVIATION)),
@@ -78,7 +78,7 @@ class ClipImages:
         size = [self.size if side == shorter else int(self.size * side / shorter) for side in (width, height)]
         resized = np.asarray(Image.fromarray(image).resize((size[0], size[1]), Image.Resampling(self.resample)))
         pixels = _middle(resized, *self.crop).astype(np.float32) * np.float32(self.rescale)
-        return (pixels - np.float32(self.mean)) / np.float32(self.deviation)
+        return (pixels - np.array(self.mean, np.float32)) / np.array(self.deviation, np.float32)
 
 
 def _middle(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -45,10 +45,17 @@ class BasicConv2d(nnx.Module):
     """A convolution without bias, batch normalisation by stored statistics, and the positive part."""
 
     def __init__(self, size_in: int, size_out: int, kernel: Kernel, make: Make, *, stride: int = 1, same: int = 1):
-        margins = [(side // 2,) * 2 if same else (0, 0) for side in kernel]
-        types = {"dtype": make.dtype, "param_dtype": make.dtype}
+        margins = [(side // 2, side // 2) if same else (0, 0) for side in kernel]
         self.conv = nnx.Conv(
-            size_in, size_out, kernel, strides=stride, padding=margins, use_bias=False, rngs=make.rngs, **types
+            size_in,
+            size_out,
+            kernel,
+            strides=stride,
+            padding=margins,
+            use_bias=False,
+            dtype=make.dtype,
+            param_dtype=make.dtype,
+            rngs=make.rngs,
         )
         self.bn = StoredBatchNorm(size_out, make.dtype)
 
@@ -156,7 +163,7 @@ class InceptionE(nnx.Module):
         three, double = self.branch3x3_1(hidden), self.branch3x3dbl_2(self.branch3x3dbl_1(hidden))
         three = _join(self.branch3x3_2a(three), self.branch3x3_2b(three))
         double = _join(self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double))
-        pooled = _maximum(hidden, stride=1, margin=1) if self.last else _average(hidden)
+        pooled = _maximum(hidden, stride=1) if self.last else _average(hidden)
         return _join(self.branch1x1(hidden), three, double, self.branch_pool(pooled))
 
 
@@ -213,7 +220,7 @@ def inception_extractor(file: str | Path) -> Extractor:
     module = load_inception(file)
 
     def run(images: np.ndarray) -> np.ndarray:
-        return np.asarray(_features(module, clean_batch(images, SIDE, SIDE)))
+        return np.asarray(_features(module, jnp.asarray(clean_batch(images, SIDE, SIDE))))
 
     return Extractor("", file_hash(Path(file)), WIDTH, CLEAN, run)
 
@@ -229,8 +236,9 @@ def _join(*branches: Array) -> Array:
 
 def _average(hidden: Array) -> Array:
     """Over 3x3, of what lies inside the picture."""
-    return nnx.avg_pool(hidden, (3, 3), strides=(1, 1), padding=((1, 1), (1, 1)), count_include_pad=False)
+    return nnx.avg_pool(hidden, (3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
 
 
-def _maximum(hidden: Array, *, stride: int = 2, margin: int = 0) -> Array:
-    return nnx.max_pool(hidden, (3, 3), strides=(stride, stride), padding=((margin, margin), (margin, margin)))
+def _maximum(hidden: Array, *, stride: int = 2) -> Array:
+    """Over 3x3: halved without padding, or at stride 1 of the same size."""
+    return nnx.max_pool(hidden, (3, 3), strides=(stride, stride), padding="SAME" if stride == 1 else "VALID")

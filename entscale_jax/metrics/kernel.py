@@ -17,8 +17,8 @@ SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020
 RESAMPLES = 1000
 MOST = 4096
 """Features of a set that a bootstrap reads: its time grows with their square."""
-_ROWS = 512
-"""Rows of a kernel matrix held at once."""
+_ROWS, _COLUMNS = 512, 4096
+"""Of a kernel matrix, held at once."""
 
 Features = Shaped[np.ndarray, "_count _width"]
 Weights = Float[np.ndarray, "resamples _count"]
@@ -123,15 +123,18 @@ def _across(first: Features, second: Features, v: Weights, w: Weights) -> Float[
 
 def polynomial_diagonal(features: Features) -> Float[np.ndarray, "_count"]:
     """The kernel of each feature with itself."""
-    wide = np.asarray(features, np.float64)
-    return (np.einsum("id,id->i", wide, wide) / wide.shape[1] + 1) ** 3
+    squares = np.einsum("id,id->i", features, features, dtype=np.float64)
+    return (squares / features.shape[1] + 1) ** 3
 
 
 def _sum_over_pairs(first: Features, second: Features, v: Weights, w: Weights) -> Float[np.ndarray, "resamples"]:
     total = np.zeros(len(v))
     for start in range(0, len(first), _ROWS):
         rows = slice(start, start + _ROWS)
-        total += np.einsum("rj,rj->r", v[:, rows] @ polynomial_kernel(first[rows], second), w)
+        for other in range(0, len(second), _COLUMNS):
+            columns = slice(other, other + _COLUMNS)
+            kernel = polynomial_kernel(first[rows], second[columns])
+            total += np.einsum("rj,rj->r", v[:, rows] @ kernel, w[:, columns])
     return total
 
 

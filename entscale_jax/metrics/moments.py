@@ -90,7 +90,7 @@ class Moments:
         file = Path(file)
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
         with part.open("wb") as stream:
-            np.savez(stream, **{name: np.asarray(getattr(self, name)) for name in _FIELDS})
+            np.savez(stream, allow_pickle=False, **{name: np.asarray(getattr(self, name)) for name in _FIELDS})
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(file)

@@ -62,8 +62,9 @@ class Crops:
     ) -> Iterator[UInt8[np.ndarray, "_crops {self.height} {self.width} 3"]]:
         """The crops of each picture, of which the first has the number `first`."""
         check_pictures(images)
+        height, width = images.shape[1:3]
         for index, image in enumerate(images, first):
-            places = self.corners(*image.shape[:2], index)
+            places = self.corners(height, width, index)
             yield np.stack([image[top : top + self.height, left : left + self.width] for top, left in places])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -26,9 +27,9 @@ _TOKENIZER = Path(__file__).parents[1] / "scenes" / "model" / "tokenizer"
 RESIZE = "none"
 
 
-def load_extractor(file: Path = FOLDER / EXTRACTOR) -> ScenesExtractor:
+def load_extractor(file: Path = FOLDER / EXTRACTOR, config: ExtractorConfig | None = None) -> ScenesExtractor:
     """The network with its weights. Raises UserError where the file holds others."""
-    module = load_parameters(lambda: ScenesExtractor(ExtractorConfig(), rngs=AbstractRngs()), file)
+    module = load_parameters(lambda: ScenesExtractor(config or ExtractorConfig(), rngs=AbstractRngs()), file)
     assert isinstance(module, ScenesExtractor)
     return module
 
@@ -38,7 +39,7 @@ def scenes_extractor(file: Path = FOLDER / EXTRACTOR) -> Extractor:
     module = load_extractor(file)
 
     def run(images: np.ndarray) -> np.ndarray:
-        return np.asarray(_extract(module, images))
+        return np.asarray(_extract(module, jnp.asarray(images)))
 
     return Extractor("scenes", file_hash(file), module.config.features, RESIZE, run)
 
@@ -73,7 +74,9 @@ class ScenesScorer:
         """A vector of length 1 for each picture."""
         found = []
         for alike in _by_size(images):
-            found += [np.asarray(_see(self.model, part))[:count] for part, count in filled_batches(alike, batch)]
+            found += [
+                np.asarray(_see(self.model, jnp.asarray(part)))[:count] for part, count in filled_batches(alike, batch)
+            ]
         return np.concatenate(found) if found else self._nothing
 
     def read(self, captions: Sequence[str], *, batch: int = 32) -> Float[np.ndarray, "_count _width"]:
@@ -81,7 +84,9 @@ class ScenesScorer:
         if not captions:
             return self._nothing
         tokens = self.tokenizer(captions)
-        found = [np.asarray(_read(self.model, part))[:count] for part, count in filled_batches(tokens, batch)]
+        found = [
+            np.asarray(_read(self.model, jnp.asarray(part)))[:count] for part, count in filled_batches(tokens, batch)
+        ]
         return np.concatenate(found)
 
     @property
@@ -98,15 +103,15 @@ def _by_size(images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 @nnx.jit
-def _extract(model: ScenesExtractor, images: jnp.ndarray) -> jnp.ndarray:
+def _extract(model: ScenesExtractor, images: jax.Array) -> jax.Array:
     return model(images)
 
 
 @nnx.jit
-def _see(model: ScenesContrast, images: jnp.ndarray) -> jnp.ndarray:
+def _see(model: ScenesContrast, images: jax.Array) -> jax.Array:
     return model.see(images)
 
 
 @nnx.jit
-def _read(model: ScenesContrast, tokens: jnp.ndarray) -> jnp.ndarray:
+def _read(model: ScenesContrast, tokens: jax.Array) -> jax.Array:
     return model.read(tokens)

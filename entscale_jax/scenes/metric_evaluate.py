@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from ..metrics.captions import KINDS, Kind, parse_caption
 from ..metrics.frechet import fid
@@ -31,7 +31,6 @@ COUNT, BATCH = 256, 32
 SEED = 9_000_001
 
 Images = UInt8[np.ndarray, "count height width 3"]
-Vectors = Float[np.ndarray, "_count _width"]
 
 
 def held_out_sets(rng: np.random.Generator, count: int) -> list[str]:
@@ -57,11 +56,12 @@ def count_accuracy(tell: Callable[[Images], np.ndarray], height: int, width: int
     return right / COUNT
 
 
-def retrieval(see: Callable[[Images], Vectors], read: Callable[[Sequence[str]], Vectors], height: int, width: int):
+def retrieval(scorer: ScenesScorer, height: int, width: int) -> tuple[float, float]:
     """Shares of pictures whose own caption is the nearest of 256 that differ, and of captions whose own picture is."""
     rng = np.random.default_rng((SEED + 1, height, width))
     captions = held_out_sets(rng, COUNT)
-    cosines = see(draw_batch(captions, rng, height=height, width=width)) @ read(captions).T
+    images = draw_batch(captions, rng, height=height, width=width)
+    cosines = scorer.see(list(images)) @ scorer.read(captions).T
     own = np.arange(COUNT)
     return float((cosines.argmax(axis=1) == own).mean()), float((cosines.argmax(axis=0) == own).mean())
 
@@ -96,7 +96,7 @@ def retrieving(folder: Path) -> list[str]:
     untrained = ScenesScorer(ScenesContrast(ContrastConfig(), rngs=nnx.Rngs(0)), scorer.tokenizer, "")
     rows = []
     for height, width in SIZES:
-        (text, image), (control, _) = (retrieval(each.see, each.read, height, width) for each in (scorer, untrained))
+        (text, image), (control, _) = (retrieval(each, height, width) for each in (scorer, untrained))
         rows.append(f"| {width}x{height} | {text:.1%} | {image:.1%} | {control:.1%} |")
     return ["| size | caption of a picture | picture of a caption | untrained |", "| --- | --- | --- | --- |", *rows]
 

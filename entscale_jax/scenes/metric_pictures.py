@@ -1,7 +1,7 @@
 """Pictures that the metrics' networks learn from: scenes with repeated and broken objects, drawn well and badly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -12,7 +12,7 @@ from .alter import halve
 from .captions import is_held_out
 from .draw import SceneObject, find_place, paint
 
-_HALVED, _SMALL, _REPEATED, _SPOILT = 0.12, 0.08, 0.35, 0.7
+_HALVED, _REPEATED, _SPOILT = 0.12, 0.35, 0.7
 _MOST_BLUR, _MOST_NOISE, _MOST_SHIFT = 1.6, 12.0, 14.0
 _MORE_WITH_AREA = 4
 
@@ -70,15 +70,16 @@ def _random_kinds(rng: np.random.Generator, height: int, width: int) -> tuple[Ki
 
 
 def _break_one(objects: list[SceneObject], counts: np.ndarray, rng: np.random.Generator, height: int, width: int):
-    """The picture with one object made into a thing that is none, taken from `objects`; None where all stay whole."""
-    chance = rng.random()
-    if not objects or chance > _HALVED + _SMALL:
+    """The picture with one of `objects` cut by half and taken from them; None where all stay whole.
+
+    An object that is only too small is no such thing: it would be whole in a smaller picture, and a network that reads
+    any size can't tell.
+    """
+    if not objects or rng.random() > _HALVED:
         return None
     item = objects.pop(int(rng.integers(len(objects))))
     counts[-1] += 1
-    if chance < _HALVED:
-        return halve(item, rng.uniform(0, 2 * np.pi), objects, height=height, width=width)
-    return paint([*objects, replace(item, radius=item.radius / 2)], height=height, width=width)
+    return halve(item, rng.uniform(0, 2 * np.pi), objects, height=height, width=width)
 
 
 def _spoil(image: np.ndarray, rng: np.random.Generator, counts: np.ndarray):

@@ -1,5 +1,6 @@
 """Inception's features are PyTorch's, of a reference written apart and, where it is installed, of torch-fidelity."""
 
+import importlib.util
 import sys
 import types
 
@@ -18,7 +19,7 @@ from entscale_jax.metrics.inception import inception_extractor, load_inception
 from entscale_jax.metrics.resize import clean_batch
 
 # Relative to the largest feature.
-FLOAT32, FLOAT64 = 1e-4, 1e-12
+FLOAT32, FLOAT64 = 1e-5, 1e-12  # measured 5.2e-7 (torch-fidelity 0.4.0, 299x299) and 2.4e-15
 SIZE = (107, 91)  # the network asks for 75 or more; both pools meet odd and even grids on the way
 
 
@@ -44,7 +45,7 @@ def test_pools_are_those_of_the_published_graph(height):
     maximum = F.max_pool2d(there, 3, 1, 1).numpy().transpose(0, 2, 3, 1)
     assert np.abs(inception._average(jnp.asarray(hidden)) - average).max() < 1e-6
     assert np.abs(average - padded).max() > 1
-    assert np.array_equal(inception._maximum(jnp.asarray(hidden), stride=1, margin=1), maximum)
+    assert np.array_equal(inception._maximum(jnp.asarray(hidden), stride=1), maximum)
     halved = F.max_pool2d(there, 3, 2).numpy().transpose(0, 2, 3, 1)
     assert np.array_equal(inception._maximum(jnp.asarray(hidden)), halved)
 
@@ -101,14 +102,16 @@ def test_other_files_are_refused(weights, tmp_path):
 
 
 @pytest.mark.full
-def test_features_of_the_published_class(file):
+def test_features_of_the_published_class(file, monkeypatch):
     """At 299x299, where the class that comes with the published weights resizes nothing."""
-    stand_in = types.ModuleType("torchvision")  # which torch-fidelity imports for other networks
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        sys.modules["torchvision"] = stand_in
-    published = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    spec = importlib.util.find_spec("torch_fidelity")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("torch-fidelity is not installed: it asks for torchvision, which goes with few builds of torch")
+    # The package as a whole imports torchvision; the module of this network does not.
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = list(spec.submodule_search_locations)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", package)
+    published = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     model = published.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file))
     images = np.random.default_rng(2).integers(0, 256, (2, 299, 299, 3), np.uint8)
     (expected,) = model(torch.from_numpy(images.transpose(0, 3, 1, 2)))
