@@ -1,5 +1,7 @@
 """Brings pictures to the size that an extractor takes, by the definition that makes published figures comparable."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
@@ -10,7 +12,7 @@ CLEAN = "PIL bicubic in float32, antialiased, not rounded"
 """What `clean_resize` is called in a figure."""
 
 
-def clean_resize(image: np.ndarray, height: int, width: int) -> Float32[np.ndarray, "{height} {width} 3"]:
+def clean_resize(image: Any, height: int, width: int) -> Float32[np.ndarray, "{height} {width} 3"]:
     """Pixels from 0 to 255 of a uint8 [height, width, 3] image, by a bicubic filter as wide as what is left
     out, each channel by itself and not rounded.
 

@@ -5,6 +5,7 @@ benchmarks/results/scenes_metrics.md; FOLDER holds the networks, those that ship
 """
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
+from ..errors import UserError
 from ..metrics.captions import KINDS, Kind, parse_caption
 from ..metrics.frechet import fid
 from ..metrics.kernel import kid_interval
@@ -29,6 +31,7 @@ SIZES = ((64, 64), (96, 96), (128, 128), (128, 64), (192, 128), (160, 160), (192
 """(height, width); 160x160 is no size of training."""
 COUNT, BATCH = 256, 32
 SEED = 9_000_001
+_PLACINGS = 100
 
 Images = UInt8[np.ndarray, "count height width 3"]
 
@@ -70,9 +73,16 @@ def with_faults(captions: Sequence[str], rng: np.random.Generator, share: float,
     """True drawings at the training size, of which the first `share` have one fault."""
     images = draw_batch(captions, rng)
     for index in range(round(share * len(captions))):
-        objects = place(parse_caption(captions[index]), rng)
-        images[index] = alter(fault, objects, rng, height=128, width=128).image
+        images[index] = _altered(captions[index], rng, fault)
     return images
+
+
+def _altered(caption: str, rng: np.random.Generator, fault: Alteration) -> UInt8[np.ndarray, "height width 3"]:
+    """A drawing with a fault; where the objects leave no room for it, they are placed anew."""
+    for _ in range(_PLACINGS):
+        with contextlib.suppress(UserError):
+            return alter(fault, place(parse_caption(caption), rng), rng, height=128, width=128).image
+    raise UserError(f"{caption!r} leaves no room for the fault {fault}")
 
 
 def counting(folder: Path) -> list[str]:

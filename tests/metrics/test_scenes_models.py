@@ -59,7 +59,7 @@ def test_features_are_32_and_know_the_size_of_objects_not_of_pictures(captions):
     counted = slice(0, 24)
     spread = found[:, counted].std()
     assert np.abs(larger - found)[:, counted].mean() < 0.1 * spread
-    assert np.abs(enlarged - found)[:, counted].mean() > spread
+    assert np.abs(enlarged - found)[:, counted].mean() > 0.5 * spread
 
 
 def test_the_distance_grows_with_faults(captions):
