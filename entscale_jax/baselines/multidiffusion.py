@@ -20,6 +20,10 @@ from ..sampling import Advance, Latents, Memory, State
 from ..weights.folder import ModelInfo
 from .baseline import ORIGINAL, Baseline, Size
 
+Parts = Float[Array, "parts tall broad channels"]
+"""Windows of all pictures: first those at the first corner, a picture each."""
+Corners = Int32[Array, "windows 2"]
+
 
 @dataclass(frozen=True)
 class MultiDiffusion(Baseline):
@@ -105,7 +109,7 @@ class Windows:
         sampler for each window would.
         """
 
-        def add(sums: State, call: tuple[Int32[Array, "windows 2"], Float[Array, "windows"]]) -> tuple[State, None]:
+        def add(sums: State, call: tuple[Corners, Float[Array, "windows"]]) -> tuple[State, None]:
             corners, weights = call
             own = None if noise is None else self._cut(noise, corners)
             stepped = advance(self._cut(latents, corners), tuple(self._cut(each, corners) for each in memory), own)
@@ -128,14 +132,11 @@ class Windows:
         weights = np.array([1.0] * len(self.corners) + [0.0] * missing)
         return corners.reshape(self._calls, self.at_once, 2), weights.reshape(self._calls, self.at_once)
 
-    def _cut(self, whole: Latents, corners: Int32[Array, "windows 2"]) -> Latents:
-        """The windows of all pictures: first those at the first corner."""
+    def _cut(self, whole: Latents, corners: Corners) -> Parts:
         shape = (len(whole), *self.size, whole.shape[3])
         return jnp.concatenate([jax.lax.dynamic_slice(whole, _at(corner), shape) for corner in corners])
 
-    def _add(
-        self, total: Latents, parts: Latents, corners: Int32[Array, "windows 2"], weights: Float[Array, "windows"]
-    ) -> Latents:
+    def _add(self, total: Latents, parts: Parts, corners: Corners, weights: Float[Array, "windows"]) -> Latents:
         for corner, weight, part in zip(corners, weights, jnp.split(parts, self.at_once), strict=True):
             there = jax.lax.dynamic_slice(total, _at(corner), part.shape)
             total = jax.lax.dynamic_update_slice(total, there + weight * part, _at(corner))

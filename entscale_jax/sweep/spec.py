@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from ..baselines import METHODS as BASELINES
+from ..baselines import Baseline, Method, read_baseline
 from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
@@ -27,10 +29,6 @@ from ..train_entropy import TrainEntropy
 from ..yaml_file import Document, Place, read_yaml
 from .nodes import promised_nodes
 from .spec_paths import input_path
-
-BASELINES = ("resize", "multidiffusion")
-"""Methods of the paper's comparison that a later version brings."""
-
 
 _METHOD = ("rule", "multiplier", "train_entropy")
 
@@ -103,19 +101,27 @@ def _size(value: object) -> object:
     return value if isinstance(value, tuple) else parse_size(value)  # pyright: ignore[reportArgumentType]
 
 
-def _method(value: object, info: ValidationInfo) -> Scaling:
+def _method(value: object, info: ValidationInfo) -> Method:
+    if isinstance(value, Mapping) and "baseline" in value:
+        return read_baseline(value)
+    if isinstance(value, Baseline) or (isinstance(value, str) and value in BASELINES):
+        return read_baseline(value) if isinstance(value, str) else value
+    return _scaling(value, info)
+
+
+def _scaling(value: object, info: ValidationInfo) -> Scaling:
     name = value.get("rule") if isinstance(value, Mapping) else value
-    if name in BASELINES:
-        raise UserError(f"method {name!r} is not available yet: this version draws the rules {', '.join(ScaleRule)}")
     if isinstance(value, Mapping):
         for key in sorted(set(value) - set(_METHOD), key=str):
-            raise UserError(f"unknown key {key!r} of a method: {nearest(key, _METHOD)}")
+            raise UserError(f"unknown key {key!r} of a method: {nearest(key, (*_METHOD, 'baseline'))}")
         if "train_entropy" in value:
             value = {**value, "train_entropy": _train_entropy(value["train_entropy"], info)}
     elif not isinstance(value, str | Scaling):
-        raise UserError(f"method {value!r} is neither a rule's name nor {{rule: fixed, multiplier: 0.8}}")
+        raise UserError(f"method {value!r} is no name, no {{rule: fixed, multiplier: 0.8}} and no {{baseline: resize}}")
+    if isinstance(name, str) and name in BASELINES:
+        raise UserError(f"{name!r} is no rule but a baseline: write {name}, or {{baseline: {name}}}")
     if isinstance(name, str) and name not in list(ScaleRule):
-        raise UserError(f"unknown rule {name!r}: {nearest(name, [*ScaleRule])}")
+        raise UserError(f"unknown rule {name!r}: {nearest(name, [*ScaleRule, *BASELINES])}")
     if name == ScaleRule.FIXED and not (isinstance(value, Mapping) and "multiplier" in value):
         raise UserError("rule 'fixed' needs its multiplier: write {rule: fixed, multiplier: 0.8}")
     return Scaling.of(value)  # pyright: ignore[reportArgumentType]
@@ -151,7 +157,10 @@ def _write_size(size: tuple[int, int] | None) -> str | None:
     return None if size is None else f"{size[0]}x{size[1]}"
 
 
-def _write_method(scaling: Scaling) -> object:
+def _write_method(method: Method) -> object:
+    if isinstance(method, Baseline):
+        return {"baseline": method.name, **method.options} if method.options else method.name
+    scaling = method
     if scaling.train_entropy is not None:
         return {"rule": scaling.rule.value, "train_entropy": dict(scaling.train_entropy.layers)}
     if scaling.rule is not ScaleRule.FIXED:
@@ -161,7 +170,7 @@ def _write_method(scaling: Scaling) -> object:
 
 
 Size = Annotated[tuple[int, int], BeforeValidator(_size), PlainSerializer(_write_size)]
-Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(_write_method)]
+MethodField = Annotated[Any, BeforeValidator(_method), PlainSerializer(_write_method)]
 Caption = Annotated[str, Field(min_length=1)]
 Prompts = Annotated[
     Annotated[ScenePrompts, Tag("<scenes>")]
@@ -232,7 +241,7 @@ class SweepSpec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     models: Annotated[tuple[Caption, ...], BeforeValidator(_tuple)]
     sizes: Annotated[tuple[Size, ...], BeforeValidator(_tuple)]
-    methods: Annotated[tuple[Method, ...], BeforeValidator(_tuple)]
+    methods: Annotated[tuple[MethodField, ...], BeforeValidator(_tuple)]
     prompts: Prompts
     seeds: Seeds = (0,)
     sampler: Sampler = Sampler()
