@@ -20,11 +20,13 @@ def read_baseline(value: object) -> Baseline:
     name = given.pop("baseline", None)
     if not isinstance(name, str) or name not in METHODS:
         raise UserError(f"unknown baseline {name!r}: use one of {', '.join(METHODS)}")
-    known = [field.name for field in fields(METHODS[name])]
-    for option in given:
+    known = {field.name: field.default for field in fields(METHODS[name])}
+    for option, wanted in given.items():
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(f"baseline {name} has no option {option!r}: {has}")
+        if type(wanted) is not type(known[option]):
+            raise UserError(f"{option} is {wanted!r}: give a value such as {known[option]!r}")
     return METHODS[name](**given)
 
 

@@ -77,10 +77,18 @@ class ScenePrompts(_Strict):
 
 
 class ParquetPrompts(_Strict):
-    """`count` captions drawn without replacement from a column of a Parquet file."""
+    """`count` captions drawn without replacement from a column of a Parquet file, or of all those in a folder."""
 
     parquet: str = Field(min_length=1)
     column: str = "caption"
+    count: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class FolderPrompts(_Strict):
+    """`count` captions drawn without replacement from a folder of pictures, each with a .txt of its name beside it."""
+
+    folder: str = Field(min_length=1)
     count: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
 
@@ -117,7 +125,9 @@ def _scaling(value: object, info: ValidationInfo) -> Scaling:
         if "train_entropy" in value:
             value = {**value, "train_entropy": _train_entropy(value["train_entropy"], info)}
     elif not isinstance(value, str | Scaling):
-        raise UserError(f"method {value!r} is no name, no {{rule: fixed, multiplier: 0.8}} and no {{baseline: resize}}")
+        raise UserError(
+            f"method {value!r} is neither a rule's name nor a baseline's, nor {{rule: fixed, multiplier: 0.8}}"
+        )
     if isinstance(name, str) and name in BASELINES:
         raise UserError(f"{name!r} is no rule but a baseline: write {name}, or {{baseline: {name}}}")
     if isinstance(name, str) and name not in list(ScaleRule):
@@ -142,11 +152,19 @@ def _metric(value: object) -> Metric:
 
 def _prompts_kind(value: object) -> str:
     if isinstance(value, Mapping):
-        near = get_close_matches("parquet", [str(key) for key in value], n=1) or {"column", "count"} & set(value)
-        return "<parquet>" if near else "<scenes>"
+        return _described_kind([str(key) for key in value])
     if isinstance(value, BaseModel):
-        return "<parquet>" if isinstance(value, ParquetPrompts) else "<scenes>"
+        return next(kind for kind, model in _KEYS.items() if isinstance(value, model))  # pyright: ignore[reportReturnType]
     return "<file>" if isinstance(value, str) else "<list>"
+
+
+def _described_kind(keys: list[str]) -> str:
+    """Of what a table of prompts was meant to be, by the key that is nearest to one of a kind's own."""
+    shared = {"seed", "count", "column"} & set(keys)
+    for kind in ("scenes", "folder", "parquet"):
+        if get_close_matches(kind, set(keys) - shared, n=1):
+            return f"<{kind}>"
+    return "<parquet>" if shared - {"seed"} else "<scenes>"
 
 
 def _seeds_kind(value: object) -> str:
@@ -175,6 +193,7 @@ Caption = Annotated[str, Field(min_length=1)]
 Prompts = Annotated[
     Annotated[ScenePrompts, Tag("<scenes>")]
     | Annotated[ParquetPrompts, Tag("<parquet>")]
+    | Annotated[FolderPrompts, Tag("<folder>")]
     | Annotated[Caption, Tag("<file>")]
     | Annotated[Annotated[tuple[Caption, ...], BeforeValidator(_tuple)], Tag("<list>")],
     Discriminator(_prompts_kind),
@@ -388,6 +407,7 @@ _KEYS: dict[str | int, type[BaseModel]] = {
     "device": Device,
     "<scenes>": ScenePrompts,
     "<parquet>": ParquetPrompts,
+    "<folder>": FolderPrompts,
     "<first>": SeedOfCaption,
 }
 
