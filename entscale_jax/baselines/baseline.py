@@ -12,6 +12,7 @@ from ..pipeline import Output, TextToImage
 from ..scales import Scaling
 from ..weights.folder import ModelInfo
 
+Drawn = UInt8[ndarray, "batch H W 3"]
 Pixels = UInt8[ndarray, "batch height width 3"]
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -60,7 +61,7 @@ class Baseline(ABC):
         """Latent cells that a step denoises, over those of a picture."""
         return 1.0
 
-    def finish(self, images: Pixels, size: Size) -> Pixels:
+    def finish(self, images: Drawn, size: Size) -> Pixels:
         """The pictures of `size` from the drawn ones."""
         return images
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..weights.folder import ModelInfo
-from .baseline import ORIGINAL, Baseline, Pixels, Size
+from .baseline import ORIGINAL, Baseline, Drawn, Pixels, Size
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Resize(Baseline):
     def keywords(self, info: ModelInfo, drawn: Size) -> dict[str, Any]:
         return {"rule": ORIGINAL}
 
-    def finish(self, images: Pixels, size: Size) -> Pixels:
+    def finish(self, images: Drawn, size: Size) -> Pixels:
         height, width = size
         box = frame((images.shape[1], images.shape[2]), size)
         pictures = (Image.fromarray(image) for image in images)
