@@ -100,3 +100,16 @@ def test_latents_are_those_of_pytorch(folder, case, float64):
             for wrong in ({"stride": 4}, {"stride": 3, "mean": False}):
                 assert relative_error(_reference(folder, start, states, empty, **wrong, **shared), expected) > CONTROL
                 assert relative_error(got, _reference(folder, start, states, empty, **wrong, **shared)) > CONTROL
+
+
+@pytest.mark.full
+def test_stable_diffusion_xl_s_conditions_go_to_each_window_of_their_picture(folders):
+    """Pooled text and sizes are a picture's: with three windows at once each picture's are those of one at a time."""
+    pipe = TextToImage.from_pretrained(folders["sdxl"])
+    height, width = pipe.info.train_size
+    options = {"height": height, "width": width * 3 // 2, "steps": 2, "guidance": GUIDANCE, "decode": False}
+    together, single = (
+        MultiDiffusion(stride=5, at_once=most).draw(pipe, CAPTIONS, seed=[1, 1], **options).latents for most in (3, 1)
+    )
+    assert relative_error(together, single) <= BOUND
+    assert relative_error(single[::-1], single) > CONTROL
