@@ -107,7 +107,11 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One caption or several.", metavar="CAPTION...")],
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the training size if not given.")] = None,
     rule: Annotated[
-        str, typer.Option(help="original, entropy (the paper's), fixed with --multiplier, or calibrated.")
+        str,
+        typer.Option(
+            help="original, entropy (the paper's), fixed with --multiplier, or calibrated; or one of the paper's "
+            "comparison: resize or multidiffusion."
+        ),
     ] = "entropy",
     multiplier: Annotated[
         str, typer.Option(help="Of 1/sqrt(d), for rule fixed: a number, or one a level as 0.9,0.9,0.8,0.8.")

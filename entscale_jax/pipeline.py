@@ -31,7 +31,7 @@ from .inputs import (
 )
 from .models import AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2DConditionModel, VQModel
 from .programs import Programs, Request, conditioning
-from .sampling import Latents, Measured
+from .sampling import Fuse, Latents, Measured
 from .scales import ScaleRule, Scaling
 from .train_entropy import TrainEntropy
 from .weights.dtypes import read_dtype
@@ -182,6 +182,7 @@ class TextToImage:
         tiling: bool = False,
         decode_batch: int | None = None,
         max_batch: int | None = None,
+        fuse: Fuse | None = None,
         measure_entropy: bool = False,
     ) -> Output:
         """Draws one picture a caption.
@@ -217,6 +218,8 @@ class TextToImage:
                 is larger than one (the autoencoder's `sample_size`): less memory, a picture that differs a little.
             decode_batch: at most so many pictures are decoded at once, which does not change them; None is all.
             max_batch: at most so many pictures are drawn at once, likewise.
+            fuse: draws a picture in parts, which it makes one of at each step; what `baselines.MultiDiffusion` is made
+                of.
             measure_entropy: fills `entropy` and `logit_gap`; the picture stays the same.
 
         Raises UserError for an input that can't be drawn.
@@ -238,6 +241,7 @@ class TextToImage:
             steps=steps,
             guidance_rescale=guidance_rescale,
             measure_entropy=measure_entropy,
+            fuse=fuse,
             first=0 if image is None else first_call(steps, strength),
         )
         sizes = self._time_ids(bucket, original_size, crops_coords_top_left, target_size)
@@ -275,6 +279,7 @@ class TextToImage:
         tiling: bool = False,
         decode_batch: int | None = None,
         max_batch: int | None = None,
+        fuse: Fuse | None = None,
         measure_entropy: bool = False,
     ) -> None:
         """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs.
@@ -293,6 +298,7 @@ class TextToImage:
             steps=steps,
             guidance_rescale=guidance_rescale,
             measure_entropy=measure_entropy,
+            fuse=fuse,
             first=0 if strength is None else first_call(steps, strength),
         )
         self.programs.compile(
@@ -315,6 +321,7 @@ class TextToImage:
         steps: int,
         guidance_rescale: float,
         measure_entropy: bool,
+        fuse: Fuse | None,
         first: int = 0,
     ) -> Request:
         multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier
@@ -334,6 +341,7 @@ class TextToImage:
             guidance_rescale=float(guidance_rescale) if guided else 0.0,
             first=first,
             measure_entropy=measure_entropy,
+            fuse=fuse,
         )
 
     def _encode(self, texts: list[str]) -> list[TextStates]:

@@ -23,7 +23,7 @@ from .models import (
     VQModel,
 )
 from .program_cache import ProgramCache
-from .sampling import Latents, Measured, Sampler, call_noise, denoise
+from .sampling import Fuse, Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
 
 POSTERIOR = 2
@@ -45,6 +45,8 @@ class Request:
     first: int
     """The call to begin with; above 0 for image to image."""
     measure_entropy: bool
+    fuse: Fuse | None = None
+    """What makes a step of the whole picture out of steps of its parts."""
 
 
 class Programs:
@@ -193,6 +195,7 @@ class Programs:
                 guidance_rescale=request.guidance_rescale,
                 first=request.first,
                 step_noise=step_noise,
+                fuse=request.fuse,
                 measure_entropy=request.measure_entropy,
             )
             return drawn if rows is None else rows.join(drawn)

@@ -214,8 +214,8 @@ def _kid_entry(
     if base is not None and group[1] != run.methods[0]:
         both = sorted(pair for pair in mine.kept if pair in base.kept)
         if len(both) > 1:
-            columns = (np.stack([one.kept[pair] for pair in both]) for one in (mine, base))
-            difference = kid_difference(*columns, reference.features).scaled(KID_UNIT)
+            first, second = (np.stack([one.kept[pair] for pair in both]) for one in (mine, base))
+            difference = kid_difference(first, second, reference.features).scaled(KID_UNIT)
     return Entry(
         size=group[0],
         method=group[1],

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..baselines import Method, read_method
 from ..buckets import parse_size
 from ..scales import ScaleRule, Scaling
 
@@ -131,8 +132,12 @@ class Run:
 
     @cached_property
     def scalings(self) -> dict[str, Scaling]:
-        """Name of a method -> the scaling that it stands for."""
-        return {scaling.label: scaling for scaling in map(Scaling.of, self.spec["methods"])}
+        """Name of a method -> the scaling that it stands for; of baselines there is none."""
+        return {label: method for label, method in self._methods.items() if isinstance(method, Scaling)}
+
+    @cached_property
+    def _methods(self) -> dict[str, Method]:
+        return {method.label: method for method in map(read_method, self.spec["methods"])}
 
     def scaling(self, method: str, model: str) -> Scaling:
         """A method's scaling, for rule `calibrated` with what the model shipped unless the sweep names other E_T."""
@@ -144,7 +149,7 @@ class Run:
     @cached_property
     def methods(self) -> list[str]:
         """In the order of the sweep's file; the others are compared with the first."""
-        return _in_order(self.scalings, (sample.method for sample in self.samples))
+        return _in_order(self._methods, (sample.method for sample in self.samples))
 
     @cached_property
     def pairs(self) -> list[Pair]:

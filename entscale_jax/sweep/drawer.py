@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..baselines import Baseline
 from ..errors import UserError
 from ..png import png_bytes
 from .environment import versions
@@ -74,9 +75,8 @@ class Drawer:
         late, late_seconds = self._counter.take()
         steady = max(wall - late_seconds, 0.0)
         shared = {"seconds": steady / len(task.wanted_cells), "device": self._device}
-        drawn = [
-            self._measure(pipe, task, position, output, shared) for position, wanted in enumerate(task.wanted) if wanted
-        ]
+        places = [(position, cell) for position, cells in enumerate(task.kept) for cell in cells]
+        drawn = [self._measure(pipe, task, position, cell, output, shared) for position, cell in places]
         return Result(drawn, [*loading, *ahead, *late], ahead_seconds + late_seconds, steady)
 
     def _pipe(self, cell: Cell) -> Any:
@@ -93,11 +93,10 @@ class Drawer:
             batch=program.batch,
             height=chunk.height,
             width=chunk.width,
-            rule=program.method,
+            **self._how(pipe, task),
             sampler=chunk.cells[0].sampler,
             steps=program.steps,
             guidance=chunk.cells[0].guidance,
-            measure_entropy=Metric.ENTROPY in self._metrics,
         )
         self._ready.add(program)
 
@@ -105,21 +104,28 @@ class Drawer:
         first = task.cells[0]
         return pipe(
             [cell.prompt for cell in task.cells],
-            height=first.height,
-            width=first.width,
-            rule=first.method,
+            height=task.chunk.height,
+            width=task.chunk.width,
+            **self._how(pipe, task),
             sampler=first.sampler,
             steps=first.steps,
             guidance=first.guidance,
             seed=[cell.seed for cell in task.cells],
-            measure_entropy=Metric.ENTROPY in self._metrics,
         )
 
-    def _measure(self, pipe: Any, task: Task, position: int, output: Any, shared: Mapping[str, Any]) -> Drawn:
-        cell = task.cells[position]
+    def _how(self, pipe: Any, task: Task) -> dict[str, Any]:
+        """Whatever of a call is the method's."""
+        method, chunk = task.program.method, task.chunk
+        if isinstance(method, Baseline):
+            return {**method.keywords(pipe.info, (chunk.height, chunk.width)), "measure_entropy": False}
+        return {"rule": method, "measure_entropy": Metric.ENTROPY in self._metrics}
+
+    def _measure(
+        self, pipe: Any, task: Task, position: int, cell: Cell, output: Any, shared: Mapping[str, Any]
+    ) -> Drawn:
         try:
             _check_finite(output, position)
-            image = np.asarray(output.images[position])
+            image = _finished(np.asarray(output.images[position]), cell)
             layers = self._entropy(pipe, task, position, output)
             png = png_bytes(image, self._text(cell))
             digest = {"sha256": hashlib.sha256(png).hexdigest()}
@@ -130,7 +136,7 @@ class Drawer:
             return Drawn(cell.id, error=_one_line(error))
 
     def _entropy(self, pipe: Any, task: Task, position: int, output: Any) -> list[dict[str, Any]]:
-        if Metric.ENTROPY not in self._metrics:
+        if Metric.ENTROPY not in self._metrics or output.entropy is None:
             return []
         tokens = pipe.info.tokens(task.chunk.program.key.bucket)
         levels = self._levels_of(pipe, task.cells[position].model)
@@ -164,6 +170,13 @@ class Drawer:
             "sampler": f"{cell.sampler} steps {cell.steps} guidance {cell.guidance:g}",
             "versions": self._versions,
         }
+
+
+def _finished(image: np.ndarray, cell: Cell) -> np.ndarray:
+    """The cell's picture, of the one that was drawn."""
+    if not isinstance(cell.method, Baseline):
+        return image
+    return cell.method.finish(image[None], (cell.height, cell.width))[0]
 
 
 def load_pipeline(folders: Mapping[str, str], rows: Any = None) -> Load:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..baselines import Baseline, Method
 from ..buckets import Bucket
 from .executor import Compile, Result
 from .plan import BucketKey, Program, Task
@@ -81,8 +82,17 @@ def calls_for(program: Program) -> set[tuple[str, ...]]:
     return {
         ("text", program.key.model),
         ("decode", *bucket),
-        ("denoise", *bucket, program.method.label, str(program.steps), str(program.guided)),
+        (
+            "denoise",
+            *bucket,
+            _denoises_as(program.method),
+            *map(str, (program.steps, program.guided, program.measures)),
+        ),
     }
+
+
+def _denoises_as(method: Method) -> str:
+    return method.denoises_as if isinstance(method, Baseline) else method.label
 
 
 class Ledger:

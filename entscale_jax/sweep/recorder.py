@@ -43,7 +43,10 @@ class Recorder:
             if drawn.error is not None:
                 failed += 1
                 self._run.write_failure(cell, cell_row(cell), drawn.error)
-                self.tell("cell_failed", cell=cell.id, **_size(task), prompt=cell.prompt, error=drawn.error)
+                size = f"{cell.width}x{cell.height}"
+                self.tell(
+                    "cell_failed", cell=cell.id, **{**_size(task), "size": size}, prompt=cell.prompt, error=drawn.error
+                )
                 continue
             if drawn.stored:
                 self._run.note_stored(cell)

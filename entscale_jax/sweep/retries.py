@@ -68,7 +68,7 @@ class Retries:
     def fault(self, task: Task) -> Verdict:
         """After an error, or the death of the worker."""
         self._faults[task.key] += 1
-        cells = len(task.wanted_cells)
+        cells = task.drawings
         if self._faults[task.key] < self._allowed(task, cells):
             return Verdict((task,), suspects=task.key in self._pieces)
         if cells == 1:

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from ..baselines import METHODS as BASELINES
+from ..baselines import Baseline, Method, read_baseline
 from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
@@ -27,10 +29,6 @@ from ..train_entropy import TrainEntropy
 from ..yaml_file import Document, Place, read_yaml
 from .nodes import promised_nodes
 from .spec_paths import input_path
-
-BASELINES = ("resize", "multidiffusion")
-"""Methods of the paper's comparison that a later version brings."""
-
 
 _METHOD = ("rule", "multiplier", "train_entropy")
 
@@ -91,10 +89,18 @@ class ScenePrompts(_Strict):
 
 
 class ParquetPrompts(_Strict):
-    """`count` captions drawn without replacement from a column of a Parquet file."""
+    """`count` captions drawn without replacement from a column of a Parquet file, or of all those in a folder."""
 
     parquet: str = Field(min_length=1)
     column: str = "caption"
+    count: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class FolderPrompts(_Strict):
+    """`count` captions drawn without replacement from a folder of pictures, each with a .txt of its name beside it."""
+
+    folder: str = Field(min_length=1)
     count: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
 
@@ -115,19 +121,29 @@ def _size(value: object) -> object:
     return value if isinstance(value, tuple) else parse_size(value)  # pyright: ignore[reportArgumentType]
 
 
-def _method(value: object, info: ValidationInfo) -> Scaling:
+def _method(value: object, info: ValidationInfo) -> Method:
+    if isinstance(value, Mapping) and "baseline" in value:
+        return read_baseline(value)
+    if isinstance(value, Baseline) or (isinstance(value, str) and value in BASELINES):
+        return read_baseline(value) if isinstance(value, str) else value
+    return _scaling(value, info)
+
+
+def _scaling(value: object, info: ValidationInfo) -> Scaling:
     name = value.get("rule") if isinstance(value, Mapping) else value
-    if name in BASELINES:
-        raise UserError(f"method {name!r} is not available yet: this version draws the rules {', '.join(ScaleRule)}")
     if isinstance(value, Mapping):
         for key in sorted(set(value) - set(_METHOD), key=str):
-            raise UserError(f"unknown key {key!r} of a method: {nearest(key, _METHOD)}")
+            raise UserError(f"unknown key {key!r} of a method: {nearest(key, (*_METHOD, 'baseline'))}")
         if "train_entropy" in value:
             value = {**value, "train_entropy": _train_entropy(value["train_entropy"], info)}
     elif not isinstance(value, str | Scaling):
-        raise UserError(f"method {value!r} is neither a rule's name nor {{rule: fixed, multiplier: 0.8}}")
+        raise UserError(
+            f"method {value!r} is neither a rule's name nor a baseline's, nor {{rule: fixed, multiplier: 0.8}}"
+        )
+    if isinstance(name, str) and name in BASELINES:
+        raise UserError(f"{name!r} is no rule but a baseline: write {name}, or {{baseline: {name}}}")
     if isinstance(name, str) and name not in list(ScaleRule):
-        raise UserError(f"unknown rule {name!r}: {nearest(name, [*ScaleRule])}")
+        raise UserError(f"unknown rule {name!r}: {nearest(name, [*ScaleRule, *BASELINES])}")
     if name == ScaleRule.FIXED and not (isinstance(value, Mapping) and "multiplier" in value):
         raise UserError("rule 'fixed' needs its multiplier: write {rule: fixed, multiplier: 0.8}")
     return Scaling.of(value)  # pyright: ignore[reportArgumentType]
@@ -148,11 +164,19 @@ def _metric(value: object) -> Metric:
 
 def _prompts_kind(value: object) -> str:
     if isinstance(value, Mapping):
-        near = get_close_matches("parquet", [str(key) for key in value], n=1) or {"column", "count"} & set(value)
-        return "<parquet>" if near else "<scenes>"
+        return _described_kind([str(key) for key in value])
     if isinstance(value, BaseModel):
-        return "<parquet>" if isinstance(value, ParquetPrompts) else "<scenes>"
+        return next(kind for kind, model in _KEYS.items() if isinstance(value, model))  # pyright: ignore[reportReturnType]
     return "<file>" if isinstance(value, str) else "<list>"
+
+
+def _described_kind(keys: list[str]) -> str:
+    """Of what a table of prompts was meant to be, by the key that is nearest to one of a kind's own."""
+    shared = {"seed", "count", "column"} & set(keys)
+    for kind in ("scenes", "folder", "parquet"):
+        if get_close_matches(kind, set(keys) - shared, n=1):
+            return f"<{kind}>"
+    return "<parquet>" if shared - {"seed"} else "<scenes>"
 
 
 def _seeds_kind(value: object) -> str:
@@ -163,7 +187,10 @@ def _write_size(size: tuple[int, int] | None) -> str | None:
     return None if size is None else f"{size[0]}x{size[1]}"
 
 
-def _write_method(scaling: Scaling) -> object:
+def _write_method(method: Method) -> object:
+    if isinstance(method, Baseline):
+        return {"baseline": method.name, **method.options} if method.options else method.name
+    scaling = method
     if scaling.train_entropy is not None:
         return {"rule": scaling.rule.value, "train_entropy": dict(scaling.train_entropy.layers)}
     if scaling.rule is not ScaleRule.FIXED:
@@ -173,11 +200,12 @@ def _write_method(scaling: Scaling) -> object:
 
 
 Size = Annotated[tuple[int, int], BeforeValidator(_size), PlainSerializer(_write_size)]
-Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(_write_method)]
+MethodField = Annotated[Any, BeforeValidator(_method), PlainSerializer(_write_method)]
 Caption = Annotated[str, Field(min_length=1)]
 Prompts = Annotated[
     Annotated[ScenePrompts, Tag("<scenes>")]
     | Annotated[ParquetPrompts, Tag("<parquet>")]
+    | Annotated[FolderPrompts, Tag("<folder>")]
     | Annotated[Caption, Tag("<file>")]
     | Annotated[Annotated[tuple[Caption, ...], BeforeValidator(_tuple)], Tag("<list>")],
     Discriminator(_prompts_kind),
@@ -257,7 +285,7 @@ class SweepSpec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     models: Annotated[tuple[Caption, ...], BeforeValidator(_tuple)]
     sizes: Annotated[tuple[Size, ...], BeforeValidator(_tuple)]
-    methods: Annotated[tuple[Method, ...], BeforeValidator(_tuple)]
+    methods: Annotated[tuple[MethodField, ...], BeforeValidator(_tuple)]
     prompts: Prompts
     seeds: Seeds = (0,)
     sampler: Sampler = Sampler()
@@ -413,6 +441,7 @@ _KEYS: dict[str | int, type[BaseModel]] = {
     "device": Device,
     "<scenes>": ScenePrompts,
     "<parquet>": ParquetPrompts,
+    "<folder>": FolderPrompts,
     "<first>": SeedOfCaption,
 }
 

@@ -67,9 +67,9 @@ class FakePipe:
     def compile(self, **keywords):
         self.compiled.append(keywords)
 
-    def __call__(self, prompts, *, height, width, rule, sampler, steps, guidance, seed, measure_entropy):
-        self.calls.append({"prompts": prompts, "size": (width, height), "rule": rule.label, "seed": seed})
-        shared = (height, width, rule.label, sampler, steps, guidance, len(prompts))
+    def __call__(self, prompts, *, height, width, rule, sampler, steps, guidance, seed, measure_entropy, fuse=None):
+        self.calls.append({"prompts": prompts, "size": (width, height), "rule": rule.label, "seed": seed, "fuse": fuse})
+        shared = (height, width, rule.label, *([fuse] if fuse else []), sampler, steps, guidance, len(prompts))
         rngs = [_rng(prompt, one, i, *shared) for i, (prompt, one) in enumerate(zip(prompts, seed, strict=True))]
         images = np.stack([rng.integers(0, 256, (height, width, 3), np.uint8) for rng in rngs])
         entropy, gap = (
