@@ -28,9 +28,9 @@ SAMPLES = {
     "objects_exact": "bool",
     "objects_missing": "int32",
     "objects_extra": "int32",
+    "entropy": "float32",
     "scenes_clip": "float32",
     "clip": "float32",
-    "entropy": "float32",
     "sha256": "string",
     "error": "string",
 }

@@ -315,7 +315,8 @@ class SweepSpec(_Strict):
         for metric in self.metrics:
             name = EXTRACTOR_OF.get(metric)
             if name is not None and getattr(self.extractors, name, None) is None:
-                raise UserError(f"metric {metric} needs {name}: write extractors: {{{name}: ...}}")
+                what = "the file of Inception's weights" if name == "inception" else "a CLIP model"
+                raise SpecError(f"metric {metric} needs {what}: write extractors: {{{name}: ...}}", "metrics", metric)
         return self
 
     @model_validator(mode="after")
@@ -439,6 +440,7 @@ _OF_A_RUN = ("weights", "train_entropy", "undefined")
 _KEYS: dict[str | int, type[BaseModel]] = {
     "sampler": Sampler,
     "device": Device,
+    "extractors": Extractors,
     "<scenes>": ScenePrompts,
     "<parquet>": ParquetPrompts,
     "<folder>": FolderPrompts,

@@ -91,7 +91,7 @@ def test_a_drawing_that_fails_is_found_as_a_cell_that_fails_is():
     for _ in range(ALONE - 1):
         assert retries.fault(alone).again == (alone,)
     assert retries.fault(alone).given_up == (alone,)  # all three sizes, as they are of one drawing
-    parts = Retries().out_of_memory(task).again
+    parts = Retries().out_of_memory(task, "1 x cpu").again
     assert [part.drawings for part in parts] == [2, 2]
     assert {part.program.batch for part in parts} == {2}
 
