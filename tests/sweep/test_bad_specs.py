@@ -147,7 +147,12 @@ BAD = {
     "an unknown metric": ("[objects]", "[fidd]", 10, "metrics[0]: unknown metric 'fidd'"),
     "a distance without its network": ("[objects]", "[fid]", 10, "metrics: metric fid needs the file of Inception's"),
     "a score without its network": ("[objects]", "[clip]", 10, "metrics: metric clip needs a CLIP model"),
-    "an unknown network": ("[objects]", "[]\n  extractors: {vgg: a.pth}", 11, "unknown key 'vgg': use one of inception"),
+    "an unknown network": (
+        "[objects]",
+        "[]\n  extractors: {vgg: a.pth}",
+        11,
+        "unknown key 'vgg': use one of inception",
+    ),
     "metrics that are a word": ("[objects]", "objects", 10, "metrics is 'objects': give a list"),
     "a tab": ("  seeds", "\tseeds", 7, "this is no valid YAML"),
     "a bracket that stays open": ("[0, 3]", "[0, 3", 8, "this is no valid YAML"),
