@@ -25,7 +25,7 @@ TEST_PROCESSES ?= 2
 PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy sweep scenes-study scenes-calibrated scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy sweep scenes-study scenes-calibrated tables scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,11 @@ scenes-study: $(STAMP) ## Measure what the rules and any multiplier do to the bu
 		$(BIN)/entscale sweep sweeps/scenes-study-$$part.yaml --out $(STUDY)/$$part || exit; \
 	done
 	@$(BIN)/entscale report $(STUDY_PARTS:%=$(STUDY)/%) --study docs/scenes.md
+
+tables: $(STAMP) ## Draw the paper's tables on the built-in model for docs/tables.md, going on where it was stopped: an hour or two
+	@$(BIN)/entscale sweep sweeps/tables-reference.yaml --out runs/tables-reference
+	@$(BIN)/entscale sweep sweeps/tables.yaml --out runs/tables
+	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --document docs/tables.md
 
 scenes-calibrated: $(STAMP) ## Measure what rule calibrated does beside the other two, for docs/scenes.md: an hour or two
 	@$(BIN)/entscale sweep sweeps/scenes-study-calibrated-entropy.yaml --out $(CALIBRATED)/entropy

@@ -419,10 +419,19 @@ def tables(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write; printed if not given.", show_default=False)
     ] = None,
+    document: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write them into the section `tables` of this document, such as docs/tables.md.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Print a run's figures by size and method with their intervals, beside those that the paper prints."""
-    from .reports.tables_command import write_tables
+    from .reports.tables_command import write_section, write_tables
 
+    if document is not None:
+        write_section(run, document, reference=reference, column=column)
+        return
     text = write_tables(run, reference=reference, form=form, column=column)
     if out is None:
         print(text, end="")

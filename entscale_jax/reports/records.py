@@ -1,6 +1,7 @@
 """What a run folder holds, as typed objects: images with their counts, entropy of layers, seconds of buckets."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,9 +117,11 @@ class Run:
     @property
     def planned(self) -> int:
         """Cells that the sweep has, drawn or not."""
-        names = ("models", "sizes", "methods")
-        groups = math.prod(len({str(value) for value in self.spec[name]}) for name in names)
-        return (groups - len(self.undefined)) * len(self._wanted_pairs)
+        left_out = Counter(one.method for one in self.undefined)
+        places = math.prod(len({str(value) for value in self.spec[name]}) for name in ("models", "sizes"))
+        pairs, limits = len(self._wanted_pairs), self.spec.get("limits") or {}
+        methods = {read_method(value).label for value in self.spec["methods"]}
+        return sum((places - left_out[label]) * min(pairs, limits.get(label, pairs)) for label in methods)
 
     @cached_property
     def models(self) -> list[str]:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from ..errors import UserError
+from ..marks import find_section, replace_section
 from ..metrics.extractor import Extractor
 from .paper_tables import make_tables
 from .records import Run
 from .run_folder import read_run
 from .table_formats import FORMATS, as_csv, latex, markdown
 
+SECTION = "tables"
 _WRITERS = dict(zip(FORMATS, (markdown, as_csv, latex), strict=True))
 
 
@@ -27,6 +29,30 @@ def write_tables(folder: Path, *, reference: Path | None = None, form: str = "ma
         raise UserError(f"--format {form!r} is unknown: use one of {', '.join(FORMATS)}")
     run = read_run(folder)
     return _WRITERS[form](make_tables(run, reference, open_extractor, column))
+
+
+def write_section(folder: Path, document: Path, *, reference: Path | None = None, column: str = "image") -> None:
+    """Replaces the section `tables` of a Markdown document by the run's tables and what made them.
+
+    Raises UserError where the document has no such section, and as `write_tables` does.
+    """
+    find_section(document, SECTION)
+    run = read_run(folder)
+    text = markdown(make_tables(run, reference, open_extractor, column))
+    replace_section(document, SECTION, [*_origin(run, folder, reference), "", *text.splitlines()])
+
+
+def _origin(run: Run, folder: Path, reference: Path | None) -> list[str]:
+    """What a reader needs to make the tables again."""
+    sampler = run.spec.get("sampler", {})
+    drawn = sum(sample.error is None for sample in run.samples)
+    weights = ", ".join(f"{model} `{found[:12]}`" for model, found in run.weights.items())
+    compared = f" --reference {reference}" if reference else ""
+    return [
+        f"`entscale tables {folder}{compared} --document`; {drawn:,} of {run.planned:,} images drawn, weights "
+        f"{weights}, commit `{run.environment.get('commit')}`: {sampler.get('name')}, {sampler.get('steps')} steps, guidance "
+        f"{sampler.get('guidance')}.",
+    ]
 
 
 def open_extractor(identity: str, run: Run) -> Extractor:

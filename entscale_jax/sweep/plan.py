@@ -265,7 +265,8 @@ def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, Mode
             except UndefinedScale as error:
                 undefined.append(Undefined(name, size, method, str(error)))
                 continue
-        group = _group(spec.sampler, models[name], name, size, method, _pairs(spec, prompts))
+        pairs = _pairs(spec, prompts)[: (spec.limits or {}).get(method.label)]
+        group = _group(spec.sampler, models[name], name, size, method, pairs)
         new = [cell for cell in group if cell.id not in cells]
         cells.update((cell.id, cell) for cell in new)
         drawn = _drawn_size(models[name], size, method)

@@ -288,6 +288,8 @@ class SweepSpec(_Strict):
     methods: Annotated[tuple[MethodField, ...], BeforeValidator(_tuple)]
     prompts: Prompts
     seeds: Seeds = (0,)
+    limits: dict[str, Count] | None = None
+    """Method -> how many pairs of caption and seed, the first ones, are drawn by it; the others draw all."""
     sampler: Sampler = Sampler()
     batch: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
     metrics: Annotated[
@@ -309,6 +311,14 @@ class SweepSpec(_Strict):
             raise UserError("both model and models are given: keep one")
         rest = {key: item for key, item in value.items() if key != "model"}
         return {**rest, "models": [value["model"]]}
+
+    @model_validator(mode="after")
+    def _limits_are_of_methods(self) -> "SweepSpec":
+        labels = [method.label for method in self.methods]
+        for label in self.limits or ():
+            if label not in labels:
+                raise SpecError(f"limits names {label!r}, no method here: {nearest(label, labels)}", "limits", label)
+        return self
 
     @model_validator(mode="after")
     def _extractors_are_there(self) -> "SweepSpec":

@@ -18,6 +18,7 @@ from entscale_jax.reports.published import published
 from entscale_jax.reports.records import Size
 from entscale_jax.reports.run_folder import read_run
 from entscale_jax.reports.table_formats import as_csv, latex, markdown
+from entscale_jax.reports.tables_command import write_section
 from entscale_jax.scales import Scaling
 from entscale_jax.sweep import compaction
 from entscale_jax.sweep.plan import Cell
@@ -251,6 +252,20 @@ def test_formats(make_run):
     printed = latex(tables)
     assert "scenes\\_" not in printed.split("\\caption")[0]
     assert printed.count("\\begin{tabular}") == len(tables)
+
+
+def test_a_document_keeps_its_prose(make_run, tmp_path):
+    run, document = make_run(), tmp_path / "tables.md"
+    document.write_text("Before.\n<!-- measured: tables -->\nthe last ones\n<!-- end of measured: tables -->\nAfter.\n")
+    write_section(run, document)
+    text = document.read_text()
+    assert text.startswith("Before.\n")
+    assert text.endswith("After.\n")
+    assert "the last ones" not in text
+    assert "240 of 240 images drawn" in text
+    assert "| 64x64 |" in text
+    with pytest.raises(UserError, match="has no section 'tables'"):
+        write_section(run, tmp_path / "run" / "spec.yaml")
 
 
 def test_the_papers_figures_stand_beside_those_of_its_models(make_run):

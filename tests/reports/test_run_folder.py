@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -72,6 +73,7 @@ def folder(tmp_path):
 def test_rows_as_the_sweep_writes_them(folder):
     run = read_run(folder)
     assert run.planned == 4
+    assert replace(run, spec={**run.spec, "limits": {"original": 1}}).planned == 3
     assert run.pairs == [("no", 3), ("a red circle", 3)]
     assert run.methods == ["original", "fixed:0.5,1.25"]
     size = Size("scenes", 64, 36)

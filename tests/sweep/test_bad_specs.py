@@ -147,6 +147,8 @@ BAD = {
     "an unknown metric": ("[objects]", "[fidd]", 10, "metrics[0]: unknown metric 'fidd'"),
     "a distance without its network": ("[objects]", "[fid]", 10, "metrics: metric fid needs the file of Inception's"),
     "a score without its network": ("[objects]", "[clip]", 10, "metrics: metric clip needs a CLIP model"),
+    "a limit of no method": ("batch: 2", "limits: {resize: 2}", 9, "limits names 'resize', no method here"),
+    "a limit of nothing": ("batch: 2", "limits: {entropy: 0}", 9, "limits.entropy"),
     "an unknown network": (
         "[objects]",
         "[]\n  extractors: {vgg: a.pth}",

@@ -84,6 +84,17 @@ def test_a_seed_for_each_caption_keeps_captions_that_come_twice():
     assert [(cell.prompt, cell.seed) for cell in listed.cells] == [("a", 5), ("b", 5)]
 
 
+def test_a_limit_keeps_the_first_pairs_of_one_method():
+    whole, limited = small_plan(), small_plan(limits={"entropy": 3})
+    kept = [cell for cell in limited.cells if cell.method.label == "entropy"]
+    assert len(kept) == 3 * 3
+    assert {(cell.prompt, cell.seed) for cell in kept} == {(cell.prompt, cell.seed) for cell in whole.cells[:3]}
+    assert [cell for cell in limited.cells if cell not in kept] == [
+        cell for cell in whole.cells if cell.method.label == "original"
+    ]
+    assert set(limited.cells) < set(whole.cells)
+
+
 def test_a_chunk_is_of_one_program_and_size_and_at_most_a_batch():
     for chunk in small_plan().chunks:
         assert 1 <= len(chunk.cells) <= chunk.program.batch == 4
