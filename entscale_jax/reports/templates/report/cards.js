@@ -1,0 +1,95 @@
+// The cards of the gallery, made some at a time as the reader comes to them: a page of thousands opens at once.
+
+const AT_ONCE = 48;
+const AHEAD = "1500px";
+
+class Gallery {
+  #cards = [];
+  #methods = new Set();
+  #made = 0;
+
+  constructor(data, container, end) {
+    this.sizes = data.sizes;
+    this.container = container;
+    new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.#fill(end), {
+      rootMargin: AHEAD,
+    }).observe(end);
+  }
+
+  show(cards, methods) {
+    this.#cards = cards;
+    this.#methods = methods;
+    this.#made = 0;
+    this.container.replaceChildren();
+    this.#more();
+  }
+
+  get cards() {
+    return this.#cards;
+  }
+
+  // Gives the focus to the card that is so many after the one that has it; the first where none has.
+  step(by) {
+    const links = [...this.container.querySelectorAll(".card-link")];
+    const now = links.indexOf(document.activeElement);
+    const next = links[now < 0 ? 0 : Math.min(links.length - 1, Math.max(0, now + by))];
+    next?.focus();
+    next?.closest(".card").scrollIntoView({ block: "nearest" });
+  }
+
+  // Gives the focus to a card, where it has been made.
+  focus(card) {
+    byId(`card-${card.id}`)?.querySelector(".card-link").focus();
+  }
+
+  // The end is observed only when it comes into view, so that a tall window is filled by repeating.
+  #fill(end) {
+    if (this.#more() && end.getBoundingClientRect().top < window.innerHeight + Number.parseInt(AHEAD, 10)) {
+      requestAnimationFrame(() => this.#fill(end));
+    }
+  }
+
+  #more() {
+    const next = this.#cards.slice(this.#made, this.#made + AT_ONCE);
+    this.container.append(...next.map((card) => cardElement(card, this.sizes[card.size], this.#methods)));
+    this.#made += next.length;
+    return next.length > 0;
+  }
+}
+
+function cardElement(card, size, methods) {
+  const link = element("a", { className: "card-link", href: pairFragment(card) }, card.prompt);
+  const about = element("span", { className: "faint" }, `${size.label}, seed ${card.seed}`);
+  const caption = element("figcaption", {}, link, " ", about);
+  if (size.control) {
+    caption.append(" ", element("span", { className: "tag" }, "control: N = T"));
+  }
+  const pair = element("div", { className: "pair" });
+  pair.append(...card.pictures.filter((one) => methods.has(one.method)).map((one) => pictureElement(card, one)));
+  const made = element("figure", { className: "card", id: `card-${card.id}` }, caption, pair);
+  made.style.setProperty("--width", `${size.shownWidth}px`);
+  made.style.setProperty("--height", `${size.shownHeight}px`);
+  made.style.setProperty("--width-over-height", `${size.shownWidth} / ${size.shownHeight}`);
+  pair.addEventListener("click", () => link.click());
+  return made;
+}
+
+function pictureElement(card, picture) {
+  const place =
+    picture.state === "drawn"
+      ? element("img", { src: picture.thumbnail, alt: alternative(card, picture), decoding: "async" })
+      : element("div", { className: "hole" });
+  const note = element("p", { className: noteClass(picture) }, picture.note);
+  return element("figure", { className: "picture" }, element("strong", {}, picture.method), place, note);
+}
+
+function alternative(card, picture) {
+  return [card.prompt, picture.method, picture.note].filter(Boolean).join(", ");
+}
+
+function noteClass(picture) {
+  if (VERDICTS.failed(picture)) {
+    return "bad";
+  }
+  return VERDICTS.exact(picture) ? "good" : "faint";
+}
