@@ -1,4 +1,4 @@
-"""Headless Chromium for tests of pages, driven through its DevTools protocol over a pipe: no driver, no other package."""
+"""Headless Chromium for tests of pages, driven through its DevTools protocol over a pipe: without another package."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: make setup-browser")
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds until what is waited for counts as never to come."""
 _FLAGS = (
     *("--headless=new", "--remote-debugging-pipe", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage"),
@@ -125,6 +125,11 @@ class Browser:
         answer = self.send("Page.navigate", url=address)
         assert "errorText" not in answer, answer
         self.wait_for("location.href !== 'about:blank' && document.readyState === 'complete'")
+        self.paint()  # Chromium drops clicks and keys until a page was painted once.
+
+    def paint(self) -> None:
+        """Waits until the page has been painted as it is now."""
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
 
     def run(self, expression: str) -> Any:
         """The value of an expression of JavaScript in the page; a promise is awaited."""
@@ -157,6 +162,7 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """A click of the mouse in the middle of an element."""
+        self.paint()  # What was just made can't be hit yet.
         x, y = self.middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
