@@ -57,9 +57,9 @@ def _reduced(image: Image.Image) -> Image.Image:
 def _encoded(image: Image.Image) -> bytes:
     whole = io.BytesIO()
     if max(image.size) < SIDE:
-        image.save(whole, "WEBP", lossless=True)
+        image.save(whole, "WEBP", lossless=True, quality=20, method=0)
     if 0 < whole.tell() <= _LOSSLESS:
         return whole.getvalue()
     lossy = io.BytesIO()
-    image.save(lossy, "WEBP", quality=_QUALITY)
+    image.save(lossy, "WEBP", quality=_QUALITY, method=2)
     return lossy.getvalue()

@@ -11,9 +11,10 @@ class Gallery {
   constructor(data, container, end) {
     this.sizes = data.sizes;
     this.container = container;
-    new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && this.#fill(end), {
+    this.end = end;
+    this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && this.#more(), {
       rootMargin: AHEAD,
-    }).observe(end);
+    });
   }
 
   show(cards, methods) {
@@ -42,18 +43,15 @@ class Gallery {
     byId(`card-${card.id}`)?.querySelector(".card-link").focus();
   }
 
-  // The end is observed only when it comes into view, so that a tall window is filled by repeating.
-  #fill(end) {
-    if (this.#more() && end.getBoundingClientRect().top < window.innerHeight + Number.parseInt(AHEAD, 10)) {
-      requestAnimationFrame(() => this.#fill(end));
-    }
-  }
-
   #more() {
     const next = this.#cards.slice(this.#made, this.#made + AT_ONCE);
     this.container.append(...next.map((card) => cardElement(card, this.sizes[card.size], this.#methods)));
     this.#made += next.length;
-    return next.length > 0;
+    // Observed anew, the end is looked at again even if it did not leave the window meanwhile.
+    this.observer.unobserve(this.end);
+    if (this.#made < this.#cards.length) {
+      this.observer.observe(this.end);
+    }
   }
 }
 
