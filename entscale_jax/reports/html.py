@@ -4,8 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from .. import __version__
 from ..errors import UserError
 from ..scales import LevelMultiplier, multiplier_text
@@ -14,7 +12,7 @@ from .entropy_runs import entropy_studies, paper_figures
 from .figures import entropy_figure, objects_figure
 from .gallery import galleries
 from .levels import find_levels
-from .page_script import embedded_json, gallery_data, script
+from .page_parts import embedded_json, gallery_data, script, templates
 from .records import Run
 from .run_folder import read_run
 from .tables import entropy_tables, failed_cells, flatten, objects_tables, program_lines
@@ -51,7 +49,7 @@ def render(run: Run) -> str:
     code = script(*(f"report/{name}.js" for name in SCRIPTS))
     studies = {study.model: study for study in entropy_studies(run)}
     return (
-        _environment()
+        templates(interval=interval, signed=signed, counts=_counts, multipliers=_multipliers)
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -72,18 +70,6 @@ def render(run: Run) -> str:
             resamples=RESAMPLES,
         )
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("entscale_jax.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(interval=interval, signed=signed, counts=_counts, multipliers=_multipliers)
-    return environment
 
 
 def _counts(values: Sequence[int]) -> str:

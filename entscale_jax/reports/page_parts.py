@@ -1,13 +1,14 @@
-"""What a page's own script is made of: the files of its code, and its data, which no caption can break out of."""
+"""What pages are made of: templates, the files of their script, and data that no caption can break out of."""
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .gallery import SizeGallery
@@ -26,6 +27,19 @@ class Script:
     def source(self) -> str:
         """How a content security policy names exactly this code."""
         return f"'sha256-{base64.b64encode(sha256(self.text.encode()).digest()).decode()}'"
+
+
+def templates(**filters: Callable[..., str]) -> Environment:
+    """Of the templates: every text is escaped, and a name that is not given is an error."""
+    made = Environment(
+        loader=PackageLoader("entscale_jax.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(filters)
+    return made
 
 
 def script(*names: str) -> Script:
