@@ -167,6 +167,13 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def tap(self, selector: str) -> None:
+        """A finger's touch in the middle of an element."""
+        self.paint()
+        x, y = self.middle(selector)
+        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Moves the mouse with its button down."""
         places = (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end))

@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 import json
+import re
 import secrets
 import socket
 from http import HTTPStatus
@@ -127,10 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(text.encode(), "text/html; charset=utf-8")
 
     def _state(self) -> None:
-        at = self._query("at")
-        if at and not at.lstrip("-").isdecimal():
-            raise UserError(f"at={at}: give a number")
-        self._send_json(self.server.session.state(self._query("rater"), int(at) if at else None))
+        at, start = self._number("at"), self._number("from")
+        self._send_json(self.server.session.state(self._query("rater"), at, start=start or 0))
 
     def _picture(self) -> None:
         data = self.server.session.picture(self._query("rater"), self._query("key"))
@@ -149,6 +148,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _query(self, name: str) -> str:
         return parse_qs(urlsplit(self.path).query).get(name, [""])[0]
+
+    def _number(self, name: str) -> int | None:
+        text = self._query(name)
+        if not re.fullmatch(r"-?[0-9]{0,9}", text) or text == "-":
+            raise UserError(f"{name}={text}: give a whole number")
+        return int(text) if text else None
 
     def _body(self) -> dict[str, Any]:
         # A form of another page can't send this type without asking, which is not granted.

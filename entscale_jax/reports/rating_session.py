@@ -43,13 +43,13 @@ class RatingSession:
         """How many pictures each rater of this session has rated, in this session and before."""
         return {name: rater.done for name, rater in self._raters.items()}
 
-    def state(self, name: str, at: int | None = None) -> dict[str, Any]:
-        """What the page shows a rater: the picture at a place, or the first that is not rated.
+    def state(self, name: str, at: int | None = None, *, start: int = 0) -> dict[str, Any]:
+        """What the page shows a rater: the picture at a place, or the first from `start` on that is not rated.
 
-        `item` is None behind the last one. Raises UserError for a name that can be none, or is not that of this session.
+        `item` is None behind the last one. Raises UserError for a name that can be none or is not this session's.
         """
         rater = self._rater(name)
-        place = rater.first_open if at is None else min(max(at, 0), len(rater.order))
+        place = rater.first_open(start) if at is None else min(max(at, 0), len(rater.order))
         item = rater.item(place) if place < len(rater.order) else None
         return {"rater": rater.name, "done": rater.done, "total": len(rater.order), "place": place, "item": item}
 
@@ -96,10 +96,9 @@ class _Rater:
     def done(self) -> int:
         return sum(sample.cell in self.file.scores for sample in self.order)
 
-    @property
-    def first_open(self) -> int:
+    def first_open(self, start: int) -> int:
         places = (place for place, sample in enumerate(self.order) if sample.cell not in self.file.scores)
-        return next(places, len(self.order))
+        return next((place for place in places if place >= start), len(self.order))
 
     def item(self, place: int) -> dict[str, Any]:
         sample = self.order[place]

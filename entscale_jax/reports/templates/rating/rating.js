@@ -27,13 +27,10 @@ class Rating {
     await this.#go();
   }
 
-  // To a place in the order, or to the first picture without a score.
-  async #go(at) {
-    const query = new URLSearchParams({ rater: this.rater });
-    if (at !== undefined) {
-      query.set("at", at);
-    }
-    await this.#show(() => ask(`state?${query}`));
+  // To `at`, a place in the order, or to the first picture without a score: the first of all, or `from` a place on.
+  async #go(where = {}) {
+    const query = new URLSearchParams({ rater: this.rater, ...where });
+    await this.#show(() => ask(`state?${query}`), where.at !== undefined);
   }
 
   async #rate(score) {
@@ -51,20 +48,28 @@ class Rating {
   }
 
   // Shows the answer to a request; the picture stays and can be rated again where there was none.
-  async #show(request) {
+  async #show(request, isChosen = false) {
     this.#close();
     try {
       this.#state = await request();
       byId("trouble").textContent = "";
     } catch (error) {
-      byId("trouble").textContent = `${error.message} What was rated before is kept: rate this picture again.`;
-      this.#open();
+      this.#fail(error);
       return;
     }
-    this.#draw();
+    this.#draw(isChosen);
   }
 
-  #draw() {
+  #fail(error) {
+    const isBegun = this.#state !== null;
+    byId("trouble").textContent = isBegun
+      ? `${error.message} What was rated before is kept: rate this picture again.`
+      : error.message;
+    byId("start").hidden = isBegun;
+    this.#open();
+  }
+
+  #draw(isChosen) {
     const { done, total, place, item } = this.#state;
     byId("start").hidden = true;
     byId("item").hidden = item === null;
@@ -81,8 +86,8 @@ class Rating {
     if (item === null) {
       return;
     }
-    if (this.#skipped.has(item.key)) {
-      this.#go(place + 1);
+    if (this.#skipped.has(item.key) && !isChosen) {
+      this.#go({ from: place + 1 });
       return;
     }
     byId("caption").textContent = item.caption;
@@ -108,12 +113,12 @@ class Rating {
 
   #skip() {
     this.#skipped.add(this.#state.item.key);
-    this.#go(this.#state.place + 1);
+    this.#go({ from: this.#state.place + 1 });
   }
 
   #back() {
     if (this.#state !== null && this.#state.place > 0) {
-      this.#go(this.#state.place - 1);
+      this.#go({ at: this.#state.place - 1 });
     }
   }
 
@@ -143,12 +148,13 @@ class Rating {
 
 async function ask(address, request) {
   let answer;
+  let values;
   try {
     answer = await fetch(address, request);
+    values = await answer.json();
   } catch {
     throw new Error("The server can't be reached.");
   }
-  const values = await answer.json();
   if (!answer.ok) {
     throw new Error(`${values.error}.`);
   }
