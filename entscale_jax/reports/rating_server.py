@@ -9,7 +9,7 @@ import socket
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 from ..errors import UserError
@@ -84,8 +84,12 @@ def own_address() -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: RatingServer
     timeout = 30
+
+    @property
+    def rating(self) -> RatingServer:
+        """The server, by its own type."""
+        return cast(RatingServer, self.server)
 
     def do_GET(self) -> None:
         self._answer({"": self._page, "state": self._state, "picture": self._picture})
@@ -111,28 +115,28 @@ class _Handler(BaseHTTPRequestHandler):
     def _place(self) -> str | None:
         """The path below the token; None where the token is missing, or the page was reached by a foreign name."""
         path = urlsplit(self.path).path.removeprefix("/")
-        if self.server.is_loopback:
+        if self.rating.is_loopback:
             # A name of someone else's that leads to this machine would let their pages read this one.
             host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-            return path if host in self.server.allowed_hosts else None
+            return path if host in self.rating.allowed_hosts else None
         token, _, rest = path.partition("/")
-        return rest if hmac.compare_digest(token.encode(), self.server.token.encode()) else None
+        return rest if hmac.compare_digest(token.encode(), self.rating.token.encode()) else None
 
     def _page(self) -> None:
         code = script("report/elements.js", "rating/rating.js")
         text = (
             templates()
             .get_template("rating.html.j2")
-            .render(script=code, settings=embedded_json({"only": self.server.session.only}))
+            .render(script=code, settings=embedded_json({"only": self.rating.session.only}))
         )
         self._send(text.encode(), "text/html; charset=utf-8")
 
     def _state(self) -> None:
         at, start = self._number("at"), self._number("from")
-        self._send_json(self.server.session.state(self._query("rater"), at, start=start or 0))
+        self._send_json(self.rating.session.state(self._query("rater"), at, start=start or 0))
 
     def _picture(self) -> None:
-        data = self.server.session.picture(self._query("rater"), self._query("key"))
+        data = self.rating.session.picture(self._query("rater"), self._query("key"))
         if data is None:
             self._send_error(HTTPStatus.NOT_FOUND, "there is no such picture")
         else:
@@ -143,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
         name, key = values.get("rater"), values.get("key")
         if not isinstance(name, str) or not isinstance(key, str):
             raise UserError("an answer has a rater, a key and a score")
-        self.server.session.answer(name, key, values.get("score"))
-        self._send_json(self.server.session.state(name))
+        self.rating.session.answer(name, key, values.get("score"))
+        self._send_json(self.rating.session.state(name))
 
     def _query(self, name: str) -> str:
         return parse_qs(urlsplit(self.path).query).get(name, [""])[0]
