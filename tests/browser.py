@@ -213,7 +213,11 @@ class Browser:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(PATIENCE)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._selector.close()
         os.close(self._commands)
         os.close(self._messages)

@@ -91,6 +91,7 @@ class Rating {
       return;
     }
     byId("caption").textContent = item.caption;
+    window.scrollTo(0, 0);
     for (const button of byId("scores").children) {
       button.ariaPressed = Number(button.value) === item.score;
     }

@@ -38,8 +38,12 @@ class Gallery {
     next?.closest(".card").scrollIntoView({ block: "nearest" });
   }
 
-  // Gives the focus to a card, where it has been made.
+  // Gives the focus to a card, if need be made with all before it.
   focus(card) {
+    const place = this.#cards.indexOf(card);
+    while (place >= this.#made) {
+      this.#more();
+    }
     byId(`card-${card.id}`)?.querySelector(".card-link").focus();
   }
 
@@ -56,7 +60,7 @@ class Gallery {
 }
 
 function cardElement(card, size, methods) {
-  const link = element("a", { className: "card-link", href: pairFragment(card) }, card.prompt);
+  const link = element("a", { className: "card-link", dir: "auto", href: pairFragment(card) }, card.prompt);
   const about = element("span", { className: "faint" }, `${size.label}, seed ${card.seed}`);
   const caption = element("figcaption", {}, link, " ", about);
   if (size.control) {
