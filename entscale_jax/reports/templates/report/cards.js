@@ -72,7 +72,7 @@ function cardElement(card, size, methods) {
   made.style.setProperty("--width", `${size.shownWidth}px`);
   made.style.setProperty("--height", `${size.shownHeight}px`);
   made.style.setProperty("--width-over-height", `${size.shownWidth} / ${size.shownHeight}`);
-  pair.addEventListener("click", () => link.click());
+  made.addEventListener("click", (event) => event.target === link || link.click());
   return made;
 }
 
