@@ -65,7 +65,7 @@ def measure(size: int, *, tiling: bool) -> dict[str, float]:
     stage = FirstStage(make_autoencoder(config), jnp.dtype(jnp.float32), cache)
     latents = np.random.default_rng(1).standard_normal((1, size // 8, size // 8, config.latent_channels), np.float32)
     start = time.perf_counter()
-    images = np.asarray(stage.decode(latents, tiling=tiling, decode_batch=None))
+    images = np.asarray(stage.decode(latents, tiling=tiling, decode_batch=None).images)
     seconds = time.perf_counter() - start
     if images.shape != (1, size, size, 3) or images.std() == 0:
         raise ValueError(f"decoded {images.shape} with a deviation of {images.std()}")

@@ -1,5 +1,6 @@
 """Diffusion models at sizes that they were not trained at, by the scale of their self-attention, in JAX."""
 
+from . import baselines
 from .attention import EntropyScaledAttention, attention_entropy, dot_product_attention
 from .buckets import Bucket, token_counts
 from .errors import UserError
@@ -24,6 +25,7 @@ __all__ = [
     "UserError",
     "attention_entropy",
     "attention_scale",
+    "baselines",
     "dot_product_attention",
     "sample",
     "token_counts",

@@ -78,6 +78,12 @@ TrainEntropyFile = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read PyTorch's .bin where there are no safetensors.")
 ]
+Resume = Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")]
+MaxFailures = Annotated[
+    int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -101,7 +107,11 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(help="One caption or several.", metavar="CAPTION...")],
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the training size if not given.")] = None,
     rule: Annotated[
-        str, typer.Option(help="original, entropy (the paper's), fixed with --multiplier, or calibrated.")
+        str,
+        typer.Option(
+            help="original, entropy (the paper's), fixed with --multiplier, or calibrated; or one of the paper's "
+            "comparison: resize or multidiffusion."
+        ),
     ] = "entropy",
     multiplier: Annotated[
         str, typer.Option(help="Of 1/sqrt(d), for rule fixed: a number, or one a level as 0.9,0.9,0.8,0.8.")
@@ -266,12 +276,10 @@ def sweep(
         typer.Option(help="Run folder, or s3:// or gs:// with one; runs/NAME if not given.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be drawn, with an estimate.")] = False,
-    resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
-    max_failures: Annotated[
-        int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
-    ] = None,
+    resume: Resume = True,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
+    max_failures: MaxFailures = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -312,12 +320,10 @@ def submit(
         str | None,
         typer.Option(help="A cluster that runs already: its dashboard, as http://HOST:8265.", show_default=False),
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Keep what the run folder holds, or draw all of it again.")] = True,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Draw cells again that failed before.")] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first cell that fails.")] = False,
-    max_failures: Annotated[
-        int | None, typer.Option(min=1, help="Stop at so many cells that fail; never if not given.", show_default=False)
-    ] = None,
+    resume: Resume = True,
+    retry_failed: RetryFailed = False,
+    fail_fast: FailFast = False,
+    max_failures: MaxFailures = None,
 ) -> None:
     """Draw a sweep on the cluster of its YAML: start or refresh it, follow the log, bring the run home."""
     from .sweep.submit import Submission, submit
@@ -424,6 +430,33 @@ def rate(
         pairs=pairs,
         say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
     )
+
+
+@app.command()
+def tables(
+    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.", metavar="RUN")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="What pictures are compared with: a folder of pictures, a Parquet file, or a run; its own pictures at "
+            "the training size if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option(help="Of a Parquet reference, the column with the pictures.")] = "image",
+    form: Annotated[str, typer.Option("--format", help="markdown, csv or latex.")] = "markdown",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write; printed if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Print a run's figures by size and method with their intervals, beside those that the paper prints."""
+    from .reports.tables_command import write_tables
+
+    text = write_tables(run, reference=reference, form=form, column=column)
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
 
 
 @app.command()
@@ -552,6 +585,26 @@ def train_scenes(
     if steps is not None:
         recipe = replace(recipe, diffusion_stage=replace(recipe.diffusion_stage, steps=steps))
     train_scenes(checkpoints, out, recipe=recipe, init=init, resume=resume)
+    print(f"wrote {out}")
+
+
+@train_app.command("scenes-metrics", hidden=True)
+def train_scenes_metrics(
+    out: Annotated[Path, typer.Option(help="Folder for extractor.safetensors and contrast.safetensors.")] = Path(
+        "runs/scenes-metrics/out"
+    ),
+    checkpoints: Annotated[Path, typer.Option(help="Where checkpoints and log.jsonl are kept.")] = Path(
+        "runs/scenes-metrics"
+    ),
+    part: Annotated[str | None, typer.Option(help="extractor or contrast; both if not given.")] = None,
+) -> None:
+    """Train the networks that measure scenes: scenes_fid, scenes_kid and scenes_clip."""
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
+    from .scenes.metric_stage import PARTS, train_metrics
+
+    if part not in (None, *PARTS):
+        raise UserError(f"--part {part!r} is unknown: give {' or '.join(PARTS)}")
+    train_metrics(checkpoints, out, parts=PARTS if part is None else (part,))
     print(f"wrote {out}")
 
 

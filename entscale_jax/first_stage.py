@@ -1,13 +1,13 @@
 """The autoencoder's programs: latents to pixels and back, of the whole picture or tile by tile."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from .batches import batch_groups, check_limit
 from .image_rows import ImageRows
@@ -18,6 +18,14 @@ from .program_cache import ProgramCache
 from .sampling import Latents
 
 Pixels = Float[Array | np.ndarray, "batch H W 3"]
+
+
+class Decoded(NamedTuple):
+    """Pictures as bytes, and what bytes can't tell."""
+
+    images: UInt8[Array | np.ndarray, "batch H W 3"]
+    broken: Int32[Array | np.ndarray, "batch"]
+    """Of each picture, how many values were NaN or infinite before they became bytes."""
 
 
 class FirstStage:
@@ -42,16 +50,18 @@ class FirstStage:
         if tiling:
             decoding_tiles(self.config)
 
-    def decode(
-        self, latents: Latents, *, tiling: bool, decode_batch: int | None
-    ) -> UInt8[Array | np.ndarray, "batch H W 3"]:
+    def decode(self, latents: Latents, *, tiling: bool, decode_batch: int | None) -> Decoded:
         """Pixels of the whole bucket."""
         groups = batch_groups(len(latents), decode_batch, "decode_batch")
         decode = self._decode_tiles if tiling else self._decode_whole
         if len(groups) < 2:
             return decode(latents)
         whole = np.asarray(latents)
-        return np.concatenate([np.asarray(decode(whole[rows])) for rows in groups])[: len(latents)]
+        parts = [decode(whole[rows]) for rows in groups]
+        images, broken = (
+            np.concatenate([np.asarray(part) for part in kind])[: len(latents)] for kind in zip(*parts, strict=True)
+        )
+        return Decoded(images, broken)
 
     def encode(self, images: Pixels, noise: Latents, *, tiling: bool) -> Latents:
         """Latents as the denoiser has them, of pictures in [-1, 1], drawn from their distribution with unit noise."""
@@ -92,10 +102,10 @@ class FirstStage:
     def _model(self, weights: nnx.State) -> Any:
         return prepared(nnx.merge(self._graph, weights))
 
-    def _decode_whole(self, latents: Any) -> UInt8[Array, "batch H W 3"]:
+    def _decode_whole(self, latents: Any) -> Decoded:
         return self._decoding(latents)(self._weights, latents)
 
-    def _decode_tiles(self, latents: Any) -> UInt8[Array, "batch H W 3"]:
+    def _decode_tiles(self, latents: Any) -> Decoded:
         tiles = decoding_tiles(self.config)
         if not tiles.act(*latents.shape[1:3]):
             return self._decode_whole(latents)
@@ -103,7 +113,7 @@ class FirstStage:
         return self._rounding(images)(images)
 
     def _decoding(self, latents: Any) -> Callable:
-        def decode_latents(weights: nnx.State, latents: Latents) -> UInt8[Array, "batch H W 3"]:
+        def decode_latents(weights: nnx.State, latents: Latents) -> Decoded:
             rows = self._rows
             if rows is None:
                 return _to_bytes(self._pixels(weights, latents))
@@ -118,7 +128,7 @@ class FirstStage:
         return self._cache.get(("tile", latents.shape), decode_tile, self._weights, latents)
 
     def _rounding(self, images: Any) -> Callable:
-        def round_pixels(images: Float[Array, "batch H W 3"]) -> UInt8[Array, "batch H W 3"]:
+        def round_pixels(images: Float[Array, "batch H W 3"]) -> Decoded:
             return _to_bytes(images)
 
         return self._cache.get(("round", images.shape), round_pixels, images)
@@ -141,5 +151,6 @@ class FirstStage:
         return self._model(weights).decode(scaled).astype(latents.dtype)
 
 
-def _to_bytes(images: Float[Array, "batch H W 3"]) -> UInt8[Array, "batch H W 3"]:
-    return jnp.round(jnp.clip(images / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+def _to_bytes(images: Float[Array, "batch H W 3"]) -> Decoded:
+    rounded = jnp.round(jnp.clip(images / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+    return Decoded(rounded, jnp.sum(~jnp.isfinite(images), axis=(1, 2, 3), dtype=jnp.int32))

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from .baselines import METHODS, Baseline, Method, read_baseline
 from .errors import UserError
-from .pipeline import TextToImage
+from .pipeline import Output, TextToImage
 from .png import png_bytes
-from .scales import Scaling, multiplier_text
+from .scales import multiplier_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Job:
     model: str
     size: tuple[int, int] | None
     rule: str
+    """A scale rule's name, or a baseline's."""
     multiplier: float | tuple[float, ...]
     train_entropy: Path | None
     """Of rule `calibrated`; the model's own if None."""
@@ -52,22 +55,49 @@ def run(job: Job, console: Console) -> list[Path]:
         pipe = TextToImage.from_pretrained(job.model, **job.opening)
         image = None if job.image is None else _read_image(job.image)
         height, width = job.size or (pipe.info.train_size if image is None else image.shape[:2])
-        scaling = pipe.info.scaling(job.rule, job.multiplier, job.train_entropy)
+        method = _method(job, pipe)
         job = replace(job, guidance=pipe.info.guidance if job.guidance is None else job.guidance)
-        static: dict[str, Any] = {"height": height, "width": width, "rule": scaling}
+        static: dict[str, Any] = {"height": height, "width": width}
         static |= {"sampler": job.sampler, "steps": job.steps, "guidance": job.guidance}
         static |= {"tiling": job.tiling, "max_batch": job.max_batch}
         status.update(f"compiling for {width}x{height}")
-        pipe.compile(batch=len(job.prompts), strength=None if image is None else job.strength, **static)
+        draw, make_ready = _ways(method, pipe)
+        make_ready(batch=len(job.prompts), strength=None if image is None else job.strength, **static)
         status.update(f"drawing {len(job.prompts)} of {width}x{height}")
         away = {"negative_prompt": job.negative_prompt}
-        out = pipe(job.prompts, seed=job.seed, image=image, strength=job.strength, **away, **static)
-    bucket = pipe.info.bucket(height, width)
-    multipliers = ", ".join(map(multiplier_text, pipe.info.multipliers(bucket, scaling)))
+        out = draw(job.prompts, seed=job.seed, image=image, strength=job.strength, **away, **static)
+    said = _said(method, pipe, (height, width))
     for index, (file, image) in enumerate(zip(files, np.asarray(out.images), strict=True)):
-        _write(file, png_bytes(image, _record(job, pipe, scaling, index, f"{width}x{height}")))
-        console.print(f"{file}: {width}x{height}, multipliers {multipliers}", soft_wrap=True, highlight=False)
+        _write(file, png_bytes(image, _record(job, pipe, method, index, f"{width}x{height}")))
+        console.print(f"{file}: {width}x{height}, {said}", soft_wrap=True, highlight=False)
     return files
+
+
+def _method(job: Job, pipe: TextToImage) -> Method:
+    """A scale rule that fits the model, or a baseline, which has none of a rule's options."""
+    if job.rule not in METHODS:
+        return pipe.info.scaling(job.rule, job.multiplier, job.train_entropy)
+    if job.multiplier != 1.0 or job.train_entropy is not None:
+        raise UserError(f"--rule {job.rule} has the scale of training: leave out --multiplier and --train-entropy")
+    if job.image is not None:
+        raise UserError(f"--rule {job.rule} draws from noise: leave out --image")
+    baseline = read_baseline(job.rule)
+    baseline.check(pipe.info)
+    return baseline
+
+
+def _ways(method: Method, pipe: TextToImage) -> tuple[Callable[..., Output], Callable[..., None]]:
+    """How the method draws, and how it compiles."""
+    if isinstance(method, Baseline):
+        return partial(method.draw, pipe), partial(method.compile, pipe)
+    return partial(pipe, rule=method), partial(pipe.compile, rule=method)
+
+
+def _said(method: Method, pipe: TextToImage, size: tuple[int, int]) -> str:
+    if isinstance(method, Baseline):
+        return method.label
+    multipliers = pipe.info.multipliers(pipe.info.bucket(*size), method)
+    return f"multipliers {', '.join(map(multiplier_text, multipliers))}"
 
 
 def _files(out: Path, count: int) -> list[Path]:
@@ -90,7 +120,7 @@ def _read_image(file: Path) -> np.ndarray:
         raise UserError(f"--image {file} can't be read as a picture: {error}") from None
 
 
-def _record(job: Job, pipe: TextToImage, scaling: Scaling, index: int, size: str) -> dict[str, str]:
+def _record(job: Job, pipe: TextToImage, method: Method, index: int, size: str) -> dict[str, str]:
     return {
         "model": job.model,
         "weights": pipe.info.weights_hash,
@@ -98,7 +128,7 @@ def _record(job: Job, pipe: TextToImage, scaling: Scaling, index: int, size: str
         "negative_prompt": job.negative_prompt or "",
         **({} if job.image is None else {"image": str(job.image), "strength": str(job.strength)}),
         "seed": str(job.seed + index),
-        "rule": scaling.label,
+        "rule": method.label,
         "size": size,
         "dtype": job.opening["dtype"],
         **({"tiling": "yes"} if job.tiling else {}),

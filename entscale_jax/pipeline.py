@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8, UInt32
+from jaxtyping import Array, Float, Float32, Int32, UInt8, UInt32
 
 from .attention import accumulator
 from .batches import batch_groups
 from .buckets import Bucket
 from .compilation import enable_cache
 from .errors import UserError
+from .first_stage import Decoded
 from .image_rows import ImageRows
 from .inputs import (
     Size,
@@ -30,7 +31,7 @@ from .inputs import (
 )
 from .models import AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2DConditionModel, VQModel
 from .programs import Programs, Request, conditioning
-from .sampling import Latents, Measured
+from .sampling import Fuse, Latents, Measured
 from .scales import ScaleRule, Scaling
 from .train_entropy import TrainEntropy
 from .weights.dtypes import read_dtype
@@ -55,6 +56,8 @@ class Output:
     """With `measure_entropy`: mean entropy in nats of each self-attention layer; with guidance the caption's half."""
     logit_gap: dict[str, Float32[np.ndarray, "steps batch heads"]] | None
     """With `measure_entropy`, likewise: mean over rows of the logit gap of `attention_statistics`."""
+    broken: Int32[np.ndarray, "batch"] | None
+    """Of each picture, how many values were NaN or infinite before they became bytes; None with `decode=False`."""
 
 
 class TextToImage:
@@ -179,6 +182,7 @@ class TextToImage:
         tiling: bool = False,
         decode_batch: int | None = None,
         max_batch: int | None = None,
+        fuse: Fuse | None = None,
         measure_entropy: bool = False,
     ) -> Output:
         """Draws one picture a caption.
@@ -214,6 +218,8 @@ class TextToImage:
                 is larger than one (the autoencoder's `sample_size`): less memory, a picture that differs a little.
             decode_batch: at most so many pictures are decoded at once, which does not change them; None is all.
             max_batch: at most so many pictures are drawn at once, likewise.
+            fuse: draws a picture in parts, which it makes one of at each step; what `baselines.MultiDiffusion` is made
+                of.
             measure_entropy: fills `entropy` and `logit_gap`; the picture stays the same.
 
         Raises UserError for an input that can't be drawn.
@@ -235,6 +241,7 @@ class TextToImage:
             steps=steps,
             guidance_rescale=guidance_rescale,
             measure_entropy=measure_entropy,
+            fuse=fuse,
             first=0 if image is None else first_call(steps, strength),
         )
         sizes = self._time_ids(bucket, original_size, crops_coords_top_left, target_size)
@@ -249,8 +256,8 @@ class TextToImage:
         parts = []
         for rows in groups:
             final, measured = self._denoised(request, batch.of(rows), tiling=tiling)
-            pixels = self.programs.decode(final, tiling=tiling, decode_batch=decode_batch) if decode else None
-            drawn = None if pixels is None else crop(np.asarray(pixels), height, width)
+            found = self.programs.decode(final, tiling=tiling, decode_batch=decode_batch) if decode else None
+            drawn = None if found is None else Decoded(crop(np.asarray(found.images), height, width), found.broken)
             parts.append(_output(drawn, final, measured if measure_entropy else None))
         return _joined(parts, count)
 
@@ -272,6 +279,7 @@ class TextToImage:
         tiling: bool = False,
         decode_batch: int | None = None,
         max_batch: int | None = None,
+        fuse: Fuse | None = None,
         measure_entropy: bool = False,
     ) -> None:
         """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs.
@@ -290,6 +298,7 @@ class TextToImage:
             steps=steps,
             guidance_rescale=guidance_rescale,
             measure_entropy=measure_entropy,
+            fuse=fuse,
             first=0 if strength is None else first_call(steps, strength),
         )
         self.programs.compile(
@@ -312,6 +321,7 @@ class TextToImage:
         steps: int,
         guidance_rescale: float,
         measure_entropy: bool,
+        fuse: Fuse | None,
         first: int = 0,
     ) -> Request:
         multiplier = tuple(multiplier) if isinstance(multiplier, Sequence) else multiplier
@@ -331,6 +341,7 @@ class TextToImage:
             guidance_rescale=float(guidance_rescale) if guided else 0.0,
             first=first,
             measure_entropy=measure_entropy,
+            fuse=fuse,
         )
 
     def _encode(self, texts: list[str]) -> list[TextStates]:
@@ -397,11 +408,12 @@ class _Batch(NamedTuple):
         return jax.tree.map(lambda array: array[np.asarray(rows)], self)
 
 
-def _output(images: np.ndarray | None, latents: Latents, measured: Measured | None) -> Output:
+def _output(drawn: Decoded | None, latents: Latents, measured: Measured | None) -> Output:
+    images, broken = (None, None) if drawn is None else map(np.asarray, drawn)
     if measured is None:
-        return Output(images, np.asarray(latents), None, None)
+        return Output(images, np.asarray(latents), None, None, broken)
     entropy, gap = ({name: np.asarray(value) for name, value in layers.items()} for layers in measured)
-    return Output(images, np.asarray(latents), entropy, gap)
+    return Output(images, np.asarray(latents), entropy, gap, broken)
 
 
 def _joined(parts: list[Output], count: int) -> Output:
@@ -422,4 +434,5 @@ def _joined(parts: list[Output], count: int) -> Output:
         pictures("latents"),
         layers("entropy") if measured else None,
         layers("logit_gap") if measured else None,
+        pictures("broken") if decoded else None,
     )

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int32, UInt8, UInt32
+from jaxtyping import Array, Float, Int32, UInt32
 
 from .attention import accumulator
-from .first_stage import FirstStage, Pixels
+from .first_stage import Decoded, FirstStage, Pixels
 from .image_rows import ImageRows
 from .models import (
     AddedConditions,
@@ -23,7 +23,7 @@ from .models import (
     VQModel,
 )
 from .program_cache import ProgramCache
-from .sampling import Latents, Measured, Sampler, call_noise, denoise
+from .sampling import Fuse, Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
 
 POSTERIOR = 2
@@ -45,6 +45,8 @@ class Request:
     first: int
     """The call to begin with; above 0 for image to image."""
     measure_entropy: bool
+    fuse: Fuse | None = None
+    """What makes a step of the whole picture out of steps of its parts."""
 
 
 class Programs:
@@ -129,9 +131,7 @@ class Programs:
         arguments = (latents, context, *away, step_noise)
         return self._denoising(request, *arguments)(self._unet, *arguments)
 
-    def decode(
-        self, latents: Latents, *, tiling: bool = False, decode_batch: int | None = None
-    ) -> UInt8[Array | np.ndarray, "batch H W 3"]:
+    def decode(self, latents: Latents, *, tiling: bool = False, decode_batch: int | None = None) -> Decoded:
         """Latents to pixels of the whole bucket.
 
         Args:
@@ -195,6 +195,7 @@ class Programs:
                 guidance_rescale=request.guidance_rescale,
                 first=request.first,
                 step_noise=step_noise,
+                fuse=request.fuse,
                 measure_entropy=request.measure_entropy,
             )
             return drawn if rows is None else rows.join(drawn)

@@ -76,6 +76,19 @@ def test_generate_writes_a_picture_that_says_what_made_it(entscale, tiny_folder,
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
+@pytest.mark.parametrize("rule", ["resize", pytest.param("multidiffusion", marks=pytest.mark.full)])
+def test_generate_draws_by_the_methods_of_the_comparison(entscale, tiny_folder, tmp_path, rule):
+    file, start = tmp_path / "out.png", tmp_path / "in.png"
+    options = ("--model", tiny_folder, "--steps", 1, "--rule", rule, "-o", file)
+    code, _, error = entscale("generate", "a red circle", "--size", "40x24", *options)
+    assert code == 0, error
+    assert error.strip().endswith(f"out.png: 40x24, {rule}")
+    assert np.asarray(Image.open(file)).shape == (24, 40, 3)
+    assert read_text(file)["rule"] == rule
+    Image.new("RGB", (32, 32)).save(start)
+    refused(entscale("generate", "a red circle", "--image", start, *options), f"--rule {rule} draws from noise")
+
+
 def test_several_captions_are_numbered(entscale, tiny_folder, tmp_path):
     options = ("--model", tiny_folder, "--size", "16x16", "--steps", 1, "-o", tmp_path / "pair.png")
     assert entscale("generate", "a red circle", "a blue square", *options)[0] == 0
@@ -169,6 +182,7 @@ def test_help_of_every_command(entscale, command):
         (("--rule", "fixed", "--multiplier", "much"), ("--multiplier 'much' is no number",)),
         (("--rule", "fixed", "--multiplier", "1,1,1"), ("3 values and the model 2 levels",)),
         (("--rule", "entropy", "--multiplier", "0.8"), ("takes no multiplier",)),
+        (("--rule", "resize", "--multiplier", "0.8"), ("--rule resize has the scale of training", "--multiplier")),
         (("--steps", "0"), ("steps is 0", "1 to 1000")),
         (("--train-size", "4x4"), ("1 token at the deepest",)),
         (("--seed", "-1"), ("seed -1",)),

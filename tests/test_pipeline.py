@@ -187,7 +187,7 @@ def test_a_split_batch_takes_each_picture_s_own_latents(tiny):
 
 
 def test_pictures_decoded_in_turns_are_those_decoded_together(tiny, drawn):
-    whole, parts = (np.asarray(tiny.programs.decode(drawn.latents, decode_batch=most)) for most in (None, 2))
+    whole, parts = (np.asarray(tiny.programs.decode(drawn.latents, decode_batch=most).images) for most in (None, 2))
     assert parts.shape == whole.shape
     assert np.abs(parts.astype(int) - whole).max() <= 1
     assert np.abs(parts.astype(int) - whole[[1, 2, 0]]).max() > 10
@@ -199,18 +199,45 @@ def test_tiles_are_decoded_and_put_together(tiny_folder):
     pipe = TextToImage.from_pretrained(tiny_folder)  # with programs of its own, which are counted
     # sample_size is 32 in its config: tiles of 8 cells, of which 6 lie between two beginnings.
     latents = np.random.default_rng(2).normal(size=(2, 7, 9, 4)).astype(np.float32)
-    found = np.asarray(pipe.programs.decode(latents, tiling=True, decode_batch=1))
+    found = np.asarray(pipe.programs.decode(latents, tiling=True, decode_batch=1).images)
     assert found.shape == (2, 28, 36, 3)
     # What one tile alone covers is that tile's decoding: 8 cells less the 2 that it shares.
-    first = np.asarray(pipe.programs.decode(latents[:, :7, :8]))
+    first = np.asarray(pipe.programs.decode(latents[:, :7, :8]).images)
     assert np.abs(found[:, :24, :24].astype(int) - first[:, :24, :24]).max() <= 1
-    assert np.abs(found.astype(int) - np.asarray(pipe.programs.decode(latents))).max() > 10
+    assert np.abs(found.astype(int) - np.asarray(pipe.programs.decode(latents).images)).max() > 10
     assert sum(key[0] == "tile" for key in pipe.programs.cache.compiled) == 4
+
+
+@pytest.mark.parametrize("how", [{}, {"tiling": True}, {"decode_batch": 2}])
+def test_what_overflows_in_the_decoder_alone_is_counted_and_changes_no_other_picture(tiny, how):
+    latents = np.random.default_rng(2).normal(size=(3, 7, 9, 4)).astype(np.float32)
+    clean = tiny.programs.decode(latents, **how)
+    np.testing.assert_array_equal(clean.broken, 0)
+    latents[1] *= 1e37
+    assert np.isfinite(latents).all()
+    images, broken = map(np.asarray, tiny.programs.decode(latents, **how))
+    np.testing.assert_array_equal(broken > 0, [False, True, False])
+    np.testing.assert_array_equal(images[[0, 2]], np.asarray(clean.images)[[0, 2]])
+
+
+def test_a_call_tells_which_pictures_broke_in_the_decoder(tiny, monkeypatch):
+    denoise = tiny.programs.denoise
+
+    def too_large(request, latents, *arguments):
+        final, measured = denoise(request, latents, *arguments)
+        return final.at[0].multiply(1e37), measured
+
+    assert not tiny(CAPTIONS, max_batch=2, **QUICK).broken.any()
+    monkeypatch.setattr(tiny.programs, "denoise", too_large)
+    drawn = tiny(CAPTIONS, max_batch=2, **QUICK)
+    assert np.isfinite(drawn.latents).all()
+    np.testing.assert_array_equal(drawn.broken > 0, [True, False, True])
+    assert tiny(CAPTIONS, decode=False, **QUICK).broken is None
 
 
 def test_tiling_leaves_alone_what_one_tile_holds(tiny):
     latents = np.random.default_rng(2).normal(size=(1, 8, 7, 4)).astype(np.float32)
-    whole, tiled = (np.asarray(tiny.programs.decode(latents, tiling=tiling)) for tiling in (False, True))
+    whole, tiled = (np.asarray(tiny.programs.decode(latents, tiling=tiling).images) for tiling in (False, True))
     np.testing.assert_array_equal(whole, tiled)
 
 

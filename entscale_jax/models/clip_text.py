@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,24 @@ class CLIPTextProjectionConfig(CLIPTextConfig):
         return read_config(cls, raw, model=cls.model, fixed=_FIXED, inert=_INERT)
 
 
+@runtime_checkable
+class TransformerConfig(Protocol):
+    """What the layers need to know, of text as of images."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @property
+    def hidden_act(self) -> str: ...
+    @property
+    def layer_norm_eps(self) -> float: ...
+
+
 class CLIPTextModel(nnx.Module):
     """Token ids to the last hidden state after its final norm, which is what the UNet attends to."""
 
@@ -159,8 +177,8 @@ class CLIPTextEmbeddings(nnx.Module):
 class CLIPEncoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, config: CLIPTextConfig, make: Layers):
-        self.layers = nnx.List(CLIPEncoderLayer(config, make) for _ in range(config.num_hidden_layers))
+    def __init__(self, config: TransformerConfig, make: Layers, *, causal: bool = True):
+        self.layers = nnx.List(CLIPEncoderLayer(config, make, causal) for _ in range(config.num_hidden_layers))
 
     def penultimate(self, hidden: States) -> States:
         """[B T D] -> [B T D], through all layers but the last."""
@@ -172,15 +190,19 @@ class CLIPEncoder(nnx.Module):
         """[B T D] -> [B T D], through the last layer."""
         return self.layers[-1](hidden)
 
+    def __call__(self, hidden: States) -> States:
+        """[B T D] -> [B T D], through all layers."""
+        return self.last(self.penultimate(hidden))
+
 
 class CLIPEncoderLayer(nnx.Module):
-    """Causal self-attention and a feed-forward, each on a layer norm and added to its input."""
+    """Self-attention and a feed-forward, each on a layer norm and added to its input."""
 
-    def __init__(self, config: CLIPTextConfig, make: Layers):
+    def __init__(self, config: TransformerConfig, make: Layers, causal: bool):
         self.layer_norm1, self.layer_norm2 = (
             make.layer_norm(config.hidden_size, config.layer_norm_eps) for _ in range(2)
         )
-        self.self_attn = CLIPAttention(config, make)
+        self.self_attn = CLIPAttention(config, make, causal)
         self.mlp = CLIPMLP(config, make)
 
     def __call__(self, hidden: States) -> States:
@@ -190,10 +212,10 @@ class CLIPEncoderLayer(nnx.Module):
 
 
 class CLIPAttention(nnx.Module):
-    """Causal attention. Its scale stays `1 / sqrt(d)`: the paper leaves the text encoder alone."""
+    """Attention, causal over text. Its scale stays `1 / sqrt(d)`: the paper leaves the text encoder alone."""
 
-    def __init__(self, config: CLIPTextConfig, make: Layers):
-        self.heads = config.num_attention_heads
+    def __init__(self, config: TransformerConfig, make: Layers, causal: bool):
+        self.heads, self.causal = config.num_attention_heads, causal
         size = config.hidden_size
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (make.linear(size, size) for _ in range(4))
 
@@ -201,8 +223,10 @@ class CLIPAttention(nnx.Module):
         """[B T D] -> [B T D]."""
         query, key, value = (split_heads(to(hidden), self.heads) for to in (self.q_proj, self.k_proj, self.v_proj))
         logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=accumulator(hidden.dtype))
-        past = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
-        logits = jnp.where(past, logits / math.sqrt(query.shape[-1]), -jnp.inf)
+        logits = logits / math.sqrt(query.shape[-1])
+        if self.causal:
+            past = jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
+            logits = jnp.where(past, logits, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
         return self.out_proj(merge_heads(jnp.einsum("BNTS,BSNH->BTNH", weights, value)))
 
@@ -210,7 +234,7 @@ class CLIPAttention(nnx.Module):
 class CLIPMLP(nnx.Module):
     """Two dense layers with the config's activation between them."""
 
-    def __init__(self, config: CLIPTextConfig, make: Layers):
+    def __init__(self, config: TransformerConfig, make: Layers):
         self.hidden_act = config.hidden_act
         self.fc1 = make.linear(config.hidden_size, config.intermediate_size)
         self.fc2 = make.linear(config.intermediate_size, config.hidden_size)

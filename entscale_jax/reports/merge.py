@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from ..baselines import read_method
 from ..errors import UserError
-from ..scales import Scaling
 from .records import Run, Sample
 
 
@@ -18,7 +18,7 @@ def merge_runs(runs: Sequence[Run]) -> Run:
     for other in others:
         _check_alike(first, other)
     longest = max(runs, key=lambda run: len(run.pairs))
-    methods = {Scaling.of(method).label: method for run in runs for method in run.spec["methods"]}
+    methods = {read_method(method).label: method for run in runs for method in run.spec["methods"]}
     sizes = list(dict.fromkeys(size for run in runs for size in run.spec["sizes"]))
     layers = {(found.size, found.method, found.layer): found for run in reversed(runs) for found in run.entropy}
     return replace(

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..baselines import Method, read_method
 from ..buckets import parse_size
 from ..scales import ScaleRule, Scaling
 
@@ -41,6 +42,9 @@ class Sample:
     """1 where the image holds exactly what its caption says, else 0; missing objects; extra objects."""
     entropy: float | None
     error: str | None
+    seconds: float | None = None
+    clip: Mapping[str, float] = field(default_factory=dict)
+    """Cosines of image and caption by column: `clip`, `scenes_clip`."""
 
     @property
     def pair(self) -> Pair:
@@ -104,6 +108,8 @@ class Run:
     train_entropy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Model -> the E_T of its layers that it shipped, where rule `calibrated` was drawn with them."""
     undefined: tuple[Undefined, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Cell -> the name of the part that holds its row, where it is in one."""
 
     @property
     def name(self) -> str:
@@ -128,8 +134,12 @@ class Run:
 
     @cached_property
     def scalings(self) -> dict[str, Scaling]:
-        """Name of a method -> the scaling that it stands for."""
-        return {scaling.label: scaling for scaling in map(Scaling.of, self.spec["methods"])}
+        """Name of a method -> the scaling that it stands for; of baselines there is none."""
+        return {label: method for label, method in self._methods.items() if isinstance(method, Scaling)}
+
+    @cached_property
+    def _methods(self) -> dict[str, Method]:
+        return {method.label: method for method in map(read_method, self.spec["methods"])}
 
     def scaling(self, method: str, model: str) -> Scaling:
         """A method's scaling, for rule `calibrated` with what the model shipped unless the sweep names other E_T."""
@@ -141,7 +151,7 @@ class Run:
     @cached_property
     def methods(self) -> list[str]:
         """In the order of the sweep's file; the others are compared with the first."""
-        return _in_order(self.scalings, (sample.method for sample in self.samples))
+        return _in_order(self._methods, (sample.method for sample in self.samples))
 
     @cached_property
     def pairs(self) -> list[Pair]:

@@ -64,6 +64,7 @@ def _make_run(folder: Path, spec_file: Path, rows: Sequence[Mapping[str, Any]]) 
         programs=tuple(programs.get("workers", ())),
         train_entropy=spec.get("train_entropy", {}),
         undefined=tuple(_undefined(entry) for entry in spec.get("undefined", ())),
+        parts={row["cell"]: row[PART].name for row in rows if PART in row},
     )
 
 
@@ -138,6 +139,8 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         objects=counted,
         entropy=row.get("entropy"),
         error=row.get("error"),
+        seconds=row.get("seconds"),
+        clip={name: row[name] for name in ("clip", "scenes_clip") if row.get(name) is not None},
     )
 
 

@@ -4,8 +4,8 @@ from .ddim import DDIM
 from .dpm_solver import DPMSolver
 from .euler import Euler, EulerAncestral
 from .pndm import PNDM
-from .sample import Context, Measured, call_noise, denoise, sample
-from .sampler import Latents, Sampler, Table
+from .sample import Advance, Context, Fuse, Measured, State, call_noise, denoise, sample
+from .sampler import Latents, Memory, Sampler, Table
 from .samplers import SAMPLERS, choose_sampler, read_sampler
 from .schedule import NoiseSchedule
 
@@ -13,14 +13,18 @@ __all__ = [
     "DDIM",
     "PNDM",
     "SAMPLERS",
+    "Advance",
     "Context",
     "DPMSolver",
     "Euler",
     "EulerAncestral",
+    "Fuse",
     "Latents",
     "Measured",
+    "Memory",
     "NoiseSchedule",
     "Sampler",
+    "State",
     "Table",
     "call_noise",
     "choose_sampler",

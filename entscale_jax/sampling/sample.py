@@ -1,7 +1,7 @@
 """One scan that takes latents from noise to a picture, by any sampler, under any rule, with or without guidance."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from ..attention import accumulator
+from ..errors import UserError
 from ..models import Conditioning, UNet2DConditionModel
 from ..models.convolution import prepared
 from ..scales import ScaleRule, Scaling
@@ -17,6 +18,26 @@ from .sampler import Latents, Memory, Sampler
 Context = Float[Array, "batch text features"] | Conditioning
 """Text states, with what SDXL wants beside them."""
 Strength = float | Float[Array, ""] | Float[Array, "batch"]
+
+
+State = tuple[Latents, Memory]
+"""Latents with what their sampler carries beside them."""
+Advance = Callable[[Latents, Memory, Latents | None], State]
+"""One step: latents, memory and the step's own noise, if any, to latents and memory."""
+
+
+@runtime_checkable
+class Fuse(Protocol):
+    """Makes one step of whole pictures out of steps of parts of them. Static in a program, so hashable."""
+
+    @property
+    def at_once(self) -> int:
+        """Parts of each picture that `advance` takes in one call: all pictures' first ones, then the second ones."""
+        ...
+
+    def __call__(self, advance: Advance, latents: Latents, memory: Memory, noise: Latents | None) -> State:
+        """The step of the whole pictures."""
+        ...
 
 
 class Measured(NamedTuple):
@@ -64,6 +85,7 @@ def denoise(
     guidance_rescale: float = 0.0,
     first: int = 0,
     step_noise: Float[Array, "calls batch height width channels"] | None = None,
+    fuse: Fuse | None = None,
     measure_entropy: bool = False,
 ) -> tuple[Latents, Measured]:
     """`sample`, and with `measure_entropy` the mean entropy and logit gap of each self-attention layer.
@@ -75,13 +97,21 @@ def denoise(
             Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", Section 3.4. Static.
         first: the call to begin with, for image to image; static.
         step_noise: unit noise for each call of a stochastic sampler; without it no noise is added.
+        fuse: makes each step of parts of the pictures, whose self-attention then is within a part; None steps whole
+            pictures. Static.
         measure_entropy: static. With guidance the measures are those of the caption's half of the batch.
+
+    Raises UserError where entropy is to be measured of parts.
     """
+    if fuse is not None and measure_entropy:
+        raise UserError("entropy can't be measured where a picture is drawn in parts: leave measure_entropy out")
     scaling = Scaling.of(rule)
     scaling.check_levels(unet.config.levels)
     dtype, count = unet.conv_in.kernel.get_value().dtype, latents.shape[0]
-    text, added = _both(context, unconditional)
-    strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))[:, None, None, None]
+    parts = 1 if fuse is None else fuse.at_once
+    text, added = _both(context, unconditional, parts)
+    strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))
+    strength = (strength if parts == 1 else jnp.tile(strength, parts))[:, None, None, None]
     table, unet = schedule.table(steps, first), prepared(unet)
 
     def call(carry: tuple[Latents, Memory], row: tuple) -> tuple[tuple[Latents, Memory], Measured]:
@@ -91,18 +121,23 @@ def denoise(
         def record(layer: str, entropy: Float[Array, "both heads"], gap: Float[Array, "both heads"]) -> None:
             measured.entropy[layer], measured.logit_gap[layer] = entropy[-count:], gap[-count:]
 
-        inputs = (latents * scale).astype(dtype)
-        if unconditional is not None:
-            inputs = jnp.concatenate([inputs, inputs])
-        timesteps = jnp.broadcast_to(timestep.astype(accumulator(dtype)), inputs.shape[:1])
-        output = unet(inputs, timesteps, text, scaling, record if measure_entropy else None, added)
-        output = output.astype(latents.dtype)
-        if unconditional is not None:
-            away, towards = jnp.split(output, 2)
-            output = away + strength * (towards - away)
-            if guidance_rescale:
-                output = _rescaled(output, towards, guidance_rescale)
-        return schedule.step(latents, output, columns, memory, noise), measured
+        def advance(latents: Latents, memory: Memory, noise: Latents | None) -> State:
+            inputs = (latents * scale).astype(dtype)
+            if unconditional is not None:
+                inputs = jnp.concatenate([inputs, inputs])
+            timesteps = jnp.broadcast_to(timestep.astype(accumulator(dtype)), inputs.shape[:1])
+            output = unet(inputs, timesteps, text, scaling, record if measure_entropy else None, added)
+            output = output.astype(latents.dtype)
+            if unconditional is not None:
+                away, towards = jnp.split(output, 2)
+                output = away + strength * (towards - away)
+                if guidance_rescale:
+                    output = _rescaled(output, towards, guidance_rescale)
+            return schedule.step(latents, output, columns, memory, noise)
+
+        if fuse is None:
+            return advance(latents, memory, noise), measured
+        return fuse(advance, latents, memory, noise), measured
 
     rows = jax.tree.map(
         lambda column: jnp.asarray(column, latents.dtype), (table.timesteps, table.input_scale, table.columns)
@@ -125,9 +160,9 @@ def call_noise(
     return jax.vmap(of_picture, out_axes=1)(seeds)
 
 
-def _both(context: Context, unconditional: Context | None) -> Conditioning:
-    """The conditions of one call of the UNet: of guided pictures, what leads away first."""
-    halves = [context] if unconditional is None else [unconditional, context]
+def _both(context: Context, unconditional: Context | None, parts: int) -> Conditioning:
+    """The conditions of one call of the UNet, `parts` times each: of guided pictures, what leads away first."""
+    halves = [context] * parts if unconditional is None else [unconditional] * parts + [context] * parts
     halves = [half if isinstance(half, Conditioning) else Conditioning(half) for half in halves]
     return jax.tree.map(lambda *half: jnp.concatenate(half), *halves)
 

@@ -82,7 +82,7 @@ def round_trip(pipe: TextToImage) -> Callable[[Images], Images]:
         height, width = images.shape[1:3]
         spare = [(0, 0), (0, -height % cell), (0, -width % cell), (0, 0)]
         latents = encode(pipe.vae, jnp.asarray(to_unit(np.pad(images, spare, mode="edge"))))
-        return np.asarray(pipe.programs.decode(latents * factor))[:, :height, :width]
+        return np.asarray(pipe.programs.decode(latents * factor).images)[:, :height, :width]
 
     return through
 

@@ -75,7 +75,7 @@ def _encode(vae: AutoencoderKL, images: Float[Array, "batch height width 3"]) ->
 
 
 def _round_trip(pipe: TextToImage, images: Images) -> Images:
-    return np.asarray(pipe.programs.decode(_encode(cast(AutoencoderKL, pipe.vae), jnp.asarray(to_unit(images)))))
+    return np.asarray(pipe.programs.decode(_encode(cast(AutoencoderKL, pipe.vae), jnp.asarray(to_unit(images)))).images)
 
 
 if __name__ == "__main__":

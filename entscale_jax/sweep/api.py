@@ -194,7 +194,12 @@ def _draw(
                 tell_all(own, begun)
                 with _recording(sweep.run, executor, [*observers, *own]) as recorder:
                     runner = Runner(
-                        tasks, executor, recorder, interrupts=lambda: interrupts.count, max_failures=max_failures
+                        tasks,
+                        executor,
+                        recorder,
+                        interrupts=lambda: interrupts.count,
+                        max_failures=max_failures,
+                        batches=recorder.batches,
                     )
                     runner.start()
                     with interrupts.patient():

@@ -30,7 +30,8 @@ def cell_row(cell: Cell) -> Row:
 
 def drawn_row(cell: Cell, drawn: Drawn) -> Row:
     """The row of a drawn cell, but for where its image is."""
-    return {**cell_row(cell), **drawn.columns, "error": None, "entropy_layers": list(drawn.entropy)}
+    features = {"features": dict(drawn.features)} if drawn.features else {}
+    return {**cell_row(cell), **drawn.columns, "error": None, "entropy_layers": list(drawn.entropy), **features}
 
 
 def image_name(cell: str) -> str:
@@ -69,7 +70,7 @@ def store_result(files: PatientFiles, task: Task, result: Result) -> Result | Fa
         if drawn.error is not None:
             return drawn
         store_cell(files, drawn.cell, drawn.png, drawn_row(cells[drawn.cell], drawn))
-        return replace(drawn, png=b"", entropy=(), stored=True)
+        return replace(drawn, png=b"", entropy=(), features={}, stored=True)
 
     try:
         with ThreadPoolExecutor(_CELLS_AT_ONCE) as pool:

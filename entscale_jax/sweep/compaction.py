@@ -12,7 +12,17 @@ from typing import Any
 from ..errors import UserError
 from .cell_writer import Row, row_name
 from .files import PatientFiles
-from .parts import decode, encode, entropy_name, entropy_table, part_number, samples_name, samples_table
+from .parts import (
+    decode,
+    encode,
+    entropy_name,
+    entropy_table,
+    features_name,
+    features_table,
+    part_number,
+    samples_name,
+    samples_table,
+)
 
 PART_ROWS = 2048
 """Rows of a part, and so about the most row files that a long run has at a time."""
@@ -129,6 +139,9 @@ class Compaction:
         entropy = entropy_table(rows, self._order)
         if entropy.num_rows:
             self._files.write(entropy_name(number), encode(entropy))
+        features = features_table(rows)
+        if features.num_rows:
+            self._files.write(features_name(number), encode(features))
         if not self._files.create(samples_name(number), encode(samples_table(rows))):
             raise UserError(f"{self._files.place} is being written by another sweep: wait for it")
         self._newest_part = number

@@ -13,12 +13,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ..baselines import Baseline
 from ..errors import UserError
 from ..png import png_bytes
 from .environment import versions
 from .executor import Compile, Drawn, Failure, Result
+from .measures import Measures
 from .plan import Cell, Program, Task
-from .spec import Metric
+from .spec import Extractors, Metric
 
 
 @runtime_checkable
@@ -35,12 +37,21 @@ Load = Callable[[Cell], Any]
 class Drawer:
     """Draws tasks one after the other. Each model is loaded once, each program compiled once."""
 
-    def __init__(self, metrics: Sequence[Metric], load: Load, counter: Counter, device: str):
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        load: Load,
+        counter: Counter,
+        device: str,
+        extractors: Extractors | None = None,
+    ):
         self._metrics = frozenset(metrics)
+        self._measures = Measures(metrics, extractors)
         self._load = load
         self._counter = counter
         self._device = device
         self._pipes: dict[str, Any] = {}
+        self._levels: dict[str, dict[str, int]] = {}
         self._ready: set[Program] = set()
         self._versions = " ".join(f"{name}-{version}" for name, version in versions().items())
 
@@ -64,9 +75,8 @@ class Drawer:
         late, late_seconds = self._counter.take()
         steady = max(wall - late_seconds, 0.0)
         shared = {"seconds": steady / len(task.wanted_cells), "device": self._device}
-        drawn = [
-            self._measure(pipe, task, position, output, shared) for position, wanted in enumerate(task.wanted) if wanted
-        ]
+        places = [(position, cell) for position, cells in enumerate(task.kept) for cell in cells]
+        drawn = [self._measure(pipe, task, position, cell, output, shared) for position, cell in places]
         return Result(drawn, [*loading, *ahead, *late], ahead_seconds + late_seconds, steady)
 
     def _pipe(self, cell: Cell) -> Any:
@@ -83,11 +93,10 @@ class Drawer:
             batch=program.batch,
             height=chunk.height,
             width=chunk.width,
-            rule=program.method,
+            **self._how(pipe, task),
             sampler=chunk.cells[0].sampler,
             steps=program.steps,
             guidance=chunk.cells[0].guidance,
-            measure_entropy=Metric.ENTROPY in self._metrics,
         )
         self._ready.add(program)
 
@@ -95,37 +104,45 @@ class Drawer:
         first = task.cells[0]
         return pipe(
             [cell.prompt for cell in task.cells],
-            height=first.height,
-            width=first.width,
-            rule=first.method,
+            height=task.chunk.height,
+            width=task.chunk.width,
+            **self._how(pipe, task),
             sampler=first.sampler,
             steps=first.steps,
             guidance=first.guidance,
             seed=[cell.seed for cell in task.cells],
-            measure_entropy=Metric.ENTROPY in self._metrics,
         )
 
-    def _measure(self, pipe: Any, task: Task, position: int, output: Any, shared: Mapping[str, Any]) -> Drawn:
-        cell = task.cells[position]
+    def _how(self, pipe: Any, task: Task) -> dict[str, Any]:
+        """Whatever of a call is the method's."""
+        method, chunk = task.program.method, task.chunk
+        if isinstance(method, Baseline):
+            return {**method.keywords(pipe.info, (chunk.height, chunk.width)), "measure_entropy": False}
+        return {"rule": method, "measure_entropy": Metric.ENTROPY in self._metrics}
+
+    def _measure(
+        self, pipe: Any, task: Task, position: int, cell: Cell, output: Any, shared: Mapping[str, Any]
+    ) -> Drawn:
         try:
-            _check_finite(output.latents, position)
-            image = np.asarray(output.images[position])
+            _check_finite(output, position)
+            image = _finished(np.asarray(output.images[position]), cell)
             layers = self._entropy(pipe, task, position, output)
             png = png_bytes(image, self._text(cell))
             digest = {"sha256": hashlib.sha256(png).hexdigest()}
-            columns = {**shared, **self._objects(image, cell), **_mean_entropy(layers), **digest}
-            return Drawn(cell.id, png, columns, layers)
+            columns = {**shared, **self._measures.columns(image, cell.prompt), **_mean_entropy(layers), **digest}
+            return Drawn(cell.id, png, columns, layers, self._measures.features(image))
         except Exception as error:
             # One image that can't be measured is not the fault of its neighbours.
             return Drawn(cell.id, error=_one_line(error))
 
     def _entropy(self, pipe: Any, task: Task, position: int, output: Any) -> list[dict[str, Any]]:
-        if Metric.ENTROPY not in self._metrics:
+        if Metric.ENTROPY not in self._metrics or output.entropy is None:
             return []
         tokens = pipe.info.tokens(task.chunk.program.key.bucket)
+        levels = self._levels_of(pipe, task.cells[position].model)
         layers = []
         for name, values in output.entropy.items():
-            level = pipe.layers[name][0]
+            level = levels[name]
             layers.append(
                 {
                     "layer": name,
@@ -137,17 +154,11 @@ class Drawer:
             )
         return layers
 
-    def _objects(self, image: np.ndarray, cell: Cell) -> dict[str, Any]:
-        if Metric.OBJECTS not in self._metrics:
-            return {}
-        from ..metrics.objects import compare
-
-        verdict = compare(image, cell.prompt)
-        return {
-            "objects_exact": bool(verdict.exact),
-            "objects_missing": int(verdict.missing),
-            "objects_extra": int(verdict.extra),
-        }
+    def _levels_of(self, pipe: Any, model: str) -> Mapping[str, int]:
+        # `layers` walks the whole UNet, which for each layer of each image would cost more than measuring it.
+        if model not in self._levels:
+            self._levels[model] = {name: layer[0] for name, layer in pipe.layers.items()}
+        return self._levels[model]
 
     def _text(self, cell: Cell) -> dict[str, str]:
         return {
@@ -159,6 +170,13 @@ class Drawer:
             "sampler": f"{cell.sampler} steps {cell.steps} guidance {cell.guidance:g}",
             "versions": self._versions,
         }
+
+
+def _finished(image: np.ndarray, cell: Cell) -> np.ndarray:
+    """The cell's picture, of the one that was drawn."""
+    if not isinstance(cell.method, Baseline):
+        return image
+    return cell.method.finish(image[None], (cell.height, cell.width))[0]
 
 
 def load_pipeline(folders: Mapping[str, str], rows: Any = None) -> Load:
@@ -196,14 +214,14 @@ def _may_pass(error: BaseException) -> bool:
     return type(error).__name__ in ("ObjectStoreFullError", "OutOfDiskError")
 
 
-def _check_finite(latents: Any, position: int) -> None:
-    """Raises where a picture's latents hold a NaN or an infinity: as bytes that would be a picture of one colour."""
-    if latents is None:
-        return
-    values = np.asarray(latents[position], np.float32)
+def _check_finite(output: Any, position: int) -> None:
+    """Raises where a picture, or its latents, held a NaN or an infinity: as bytes that would be some colour."""
+    values = np.asarray(output.latents[position], np.float32)
     broken = int(values.size - np.isfinite(values).sum())
     if broken:
         raise ArithmeticError(f"{broken} of {values.size} values of the latents are NaN or infinite")
+    if broken := int(output.broken[position]):
+        raise ArithmeticError(f"{broken} values of the decoded image are NaN or infinite, and none of its latents")
 
 
 def _mean_entropy(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a sweep would do, and about how long it would take, told without Ray and without loading weights."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,9 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..baselines import Baseline, Method
+from ..buckets import Bucket
 from ..scales import multiplier_text
 from ..weights.folder import ModelInfo
 from .plan import Chunk, Plan, Program
+from .programs import calls_for
 from .progress import duration
 from .store import Outcome, RunFolder
 
@@ -56,11 +59,12 @@ def _draw_seconds(
     chunk: Chunk, info: ModelInfo, seconds: Mapping[Any, float], flops: Mapping[str, float]
 ) -> tuple[float | None, float]:
     program = chunk.program
-    measured = seconds.get((program.key.model, chunk.width, chunk.height, program.method))
-    if measured is not None:
-        return measured * len(chunk.cells), 0.0
+    measured = [(seconds.get((program.key.model, *size, program.method)), count) for size, count in chunk.sizes.items()]
+    known = [each * count for each, count in measured if each is not None]
+    if len(known) == len(measured):
+        return sum(known), 0.0
     height, width = program.key.bucket.latent(info.latent_factor)
-    calls = program.batch * program.steps * (2 if program.guided else 1)
+    calls = program.batch * program.steps * (2 if program.guided else 1) * program.work
     return None, flops[program.key.model] * height * width * calls / FLOPS_PER_SECOND
 
 
@@ -105,10 +109,11 @@ def _size_table(plan: Plan, model: str) -> Table:
     groups: dict[tuple[Program, int, int], int] = defaultdict(int)
     for chunk in plan.chunks:
         if chunk.program.key.model == model:
-            groups[chunk.program, chunk.width, chunk.height] += len(chunk.cells)
+            for size, cells in chunk.sizes.items():
+                groups[chunk.program, *size] += cells
     for (program, width, height), cells in groups.items():
         bucket = program.key.bucket
-        multipliers = _joined(map(multiplier_text, info.multipliers(bucket, program.method)))
+        multipliers = _multipliers(info, bucket, program.method)
         counts = _joined(info.tokens(bucket))
         table.add_row(
             f"{width}x{height}", str(bucket), str(program.batch), counts, program.method.label, multipliers, str(cells)
@@ -123,6 +128,11 @@ def _size_table(plan: Plan, model: str) -> Table:
     return table
 
 
+def _multipliers(info: ModelInfo, bucket: Bucket, method: Method) -> str:
+    """Of a rule; a baseline has the scale of training."""
+    return "-" if isinstance(method, Baseline) else _joined(map(multiplier_text, info.multipliers(bucket, method)))
+
+
 def _joined(values: Iterable[object]) -> str:
     return "/".join(map(str, values))
 
@@ -130,13 +140,11 @@ def _joined(values: Iterable[object]) -> str:
 def _summary(plan: Plan, wanted: set[str], guess: Estimate) -> list[str]:
     drawn = len(plan.cells) - len(wanted)
     tasks = plan.tasks(wanted)
-    denoise = {task.chunk.program for task in tasks}
-    decode = {(program.key, program.batch) for program in denoise}
-    text = {program.key.model for program in denoise}
+    kinds = Counter(call[0] for call in {call for task in tasks for call in calls_for(task.chunk.program)})
     basis = "measured in this run folder" if guess.measured else "a rough estimate for one CPU worker"
     times = f"{duration(guess.draw)} of drawing and {duration(guess.compile)} of compiling (less from the cache)"
     return [
         f"{len(plan.cells)} cells, {drawn} of them in the run folder already; {len(tasks)} chunks to draw",
-        f"programs to make ready: {len(denoise)} denoise, {len(decode)} decode, {len(text)} text",
+        f"programs to make ready: {', '.join(f'{kinds[kind]} {kind}' for kind in ('denoise', 'decode', 'text'))}",
         f"about {times}: {basis}",
     ]

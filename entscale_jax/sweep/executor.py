@@ -17,6 +17,8 @@ class Drawn:
     """Columns of `samples.parquet` that only the worker knows."""
     entropy: Sequence[Mapping[str, Any]] = ()
     """One entry a layer: `layer`, `tokens`, `train_tokens`, and `entropy` and `logit_gap`, with a value a step."""
+    features: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What names an extractor -> its features of the image."""
     error: str | None = None
     stored: bool = False
     """The worker has stored image and row itself, so they are not sent."""
@@ -94,6 +96,12 @@ class Ready:
 
 
 Event = Finished | Failed | Lost | Ready
+
+
+def device_kind(device: Mapping[str, Any]) -> str:
+    """What a worker has to draw with, by its entry of `Executor.devices`: those of one kind run out of memory alike."""
+    memory = f", {device['memory'] / 2**30:.0f} GiB" if device.get("memory") else ""
+    return f"{device.get('count', 1)} x {device.get('kind')}{memory}"
 
 
 @runtime_checkable

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .files import Entry, PatientFiles, is_uri, open_files
+from .files import Entry, PatientFiles
+from .places import is_uri, open_files
 
-_FOLDERS = ("images", "rows", "entropy", "samples", "events", "")
+_FOLDERS = ("images", "rows", "entropy", "features", "samples", "events", "")
 """In the order they are brought: a row after its image, a part after its entropy, the tables and the spec last."""
-_NEVER_CHANGE = ("images/", "samples/", "entropy/", "events/")
+_NEVER_CHANGE = ("images/", "samples/", "entropy/", "features/", "events/")
 _FILES_AT_ONCE = 16
 _PASSES = 3
 

@@ -7,11 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from ..errors import UserError
 from .patience import patiently
-
-SCHEMES = ("s3", "gs", "gcs")
-"""Of the URIs that a run can live at."""
 
 Value = TypeVar("Value")
 
@@ -228,22 +224,3 @@ class PatientFiles:
 
     def download(self, name: str, path: Path) -> bool:
         return self._try(lambda: self.inner.download(name, path), f"reading {self.name_of(name)}")
-
-
-def is_uri(place: str | Path) -> bool:
-    """Whether a place is a URI and no local folder."""
-    return "://" in str(place)
-
-
-def open_files(place: str | Path) -> PatientFiles:
-    """The files at a local folder or a URI; touches neither. Raises UserError for a URI that is none of SCHEMES."""
-    if not is_uri(place):
-        return PatientFiles(LocalFiles(Path(place)))
-    scheme, _, rest = str(place).partition("://")
-    if scheme not in SCHEMES:
-        raise UserError(f"{place} is no place for a run: give a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
-    if not all(rest.strip("/").partition("/")[::2]):
-        raise UserError(f"{place} names no folder in a bucket: write {scheme}://BUCKET/FOLDER")
-    from .cloud_files import CloudFiles
-
-    return PatientFiles(CloudFiles(scheme, rest))

@@ -1,7 +1,8 @@
 """Rows as Parquet: the columns of a run's tables, and the parts into which rows are gathered while it goes on.
 
-Part N is `samples/part-N.parquet` and, where entropy was measured, `entropy/part-N.parquet` with a row a layer and
-step. The second is written first, so that a part that is there is complete.
+Part N is `samples/part-N.parquet`; where entropy was measured, `entropy/part-N.parquet` with a row a layer and step;
+and where features were, `features/part-N.parquet` with a row a cell and extractor. The first is written last, so that
+a part that is there is complete.
 """
 
 import io
@@ -28,6 +29,8 @@ SAMPLES = {
     "objects_missing": "int32",
     "objects_extra": "int32",
     "entropy": "float32",
+    "scenes_clip": "float32",
+    "clip": "float32",
     "sha256": "string",
     "error": "string",
 }
@@ -51,6 +54,9 @@ ENTROPY = {
 `logit_gap` is null in rows of runs that were drawn before it was measured.
 """
 
+FEATURES = {"cell": "string", "extractor": "string", "features": "float32[]"}
+"""Columns of parts of features: what named the extractor (weights and resize), and what it saw."""
+
 POSITION = "position"
 """In parts of entropy alone: the place of the cell in the plan, by which the parts' rows are sorted."""
 ROW_GROUP = 2**16
@@ -66,6 +72,11 @@ def samples_name(number: int) -> str:
 def entropy_name(number: int) -> str:
     """The part's file with the rows of layers and steps."""
     return f"entropy/part-{number:05d}.parquet"
+
+
+def features_name(number: int) -> str:
+    """The part's file with what extractors saw."""
+    return f"features/part-{number:05d}.parquet"
 
 
 def part_number(name: str) -> int | None:
@@ -105,6 +116,16 @@ def entropy_table(rows: Sequence[Mapping[str, Any]], order: Mapping[str, int]) -
     return repeated.select([*ENTROPY, POSITION])
 
 
+def features_table(rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    """The features of rows of cells as FEATURES."""
+    values: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    for row in rows:
+        for extractor, features in (row.get("features") or {}).items():
+            for name, value in zip(FEATURES, (row["cell"], extractor, features), strict=True):
+                values[name].append(value)
+    return _table(values, FEATURES)
+
+
 def _table(columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, str]) -> "pa.Table":
     import pyarrow as pa
 
@@ -112,9 +133,11 @@ def _table(columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, str]) -> "p
 
 
 def arrow_type(kind: str) -> "pa.DataType":
-    """The Arrow type of a kind of SAMPLES or ENTROPY."""
+    """The Arrow type of a kind of SAMPLES, ENTROPY or FEATURES."""
     import pyarrow as pa
 
+    if kind.endswith("[]"):
+        return pa.list_(arrow_type(kind.removesuffix("[]")))
     return pa.bool_() if kind == "bool" else pa.type_for_alias(kind)
 
 

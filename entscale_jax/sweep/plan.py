@@ -6,17 +6,19 @@ into the same program, beside as many others, at the same position, and draws th
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
+from ..baselines import Baseline, Method
 from ..buckets import Bucket
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling, UndefinedScale
 from ..weights.folder import ModelInfo
-from .spec import Sampler, SeedOfCaption, SpecError, SweepSpec
+from .spec import Metric, Sampler, SeedOfCaption, SpecError, SweepSpec
 
 AUTO_BATCH = 8
 """Images in one call at the training size with `batch: auto`; at a larger area fewer, as many as its pixels allow."""
@@ -32,7 +34,7 @@ class Cell:
     """(height, width), which T follows from."""
     width: int
     height: int
-    method: Scaling
+    method: Method
     prompt: str
     seed: int
     sampler: str
@@ -58,17 +60,23 @@ class Cell:
 
 
 @lru_cache(1024)
-def _content(method: Scaling, **shared: Any) -> tuple[str, str, str]:
+def _content(method: Method, **shared: Any) -> tuple[str, str, str]:
     """A cell's content as JSON with sorted keys, around its prompt and its seed: most cells differ in these alone."""
-    content = {**shared, "rule": method.rule.value, "multiplier": method.multiplier}
-    # Of this rule alone, so that cells of the others keep the ids that they had before it.
-    content |= {"train_entropy": given.layers} if (given := method.train_entropy) else {}
+    content = {**shared, **_describe(method)}
     entries = {
         name: f'"{name}":{json.dumps(value, separators=(",", ":"), sort_keys=True)}' for name, value in content.items()
     }
     entries |= {name: f'"{name}":\0' for name in ("prompt", "seed")}
     before, between, after = ("{" + ",".join(entries[name] for name in sorted(entries)) + "}").split("\0")
     return before, between, after
+
+
+def _describe(method: Method) -> dict[str, Any]:
+    if isinstance(method, Baseline):
+        return {"baseline": method.name, **method.options}
+    # E_T of one rule alone, so that cells of the others keep the ids that they had before it.
+    entropy = {} if method.train_entropy is None else {"train_entropy": method.train_entropy.layers}
+    return {"rule": method.rule.value, "multiplier": method.multiplier, **entropy}
 
 
 @dataclass(frozen=True, order=True)
@@ -84,24 +92,40 @@ class Program:
     """What one denoising program serves: cells that differ in these need another compile."""
 
     key: BucketKey
-    method: Scaling
+    method: Method
     batch: int
     sampler: str
     steps: int
     guided: bool
+    measures: bool = False
+    """Whether it measures attention, too."""
+    work: float = 1.0
+    """Latent cells that a step denoises, over those of the bucket."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is sent to a worker: as many positions as its program's batch, of which those `wanted` are stored."""
+    """What is sent to a worker: as many positions as its program's batch, and which cells are stored of each."""
 
     chunk: "Chunk"
     cells: tuple[Cell, ...]
-    wanted: tuple[bool, ...]
+    """What is drawn at each position: the caption and the seed of this cell."""
+    kept: tuple[tuple[Cell, ...], ...]
+    """What is stored of each position: nothing, the cell, or those of several sizes that are made of one drawing."""
+
+    @property
+    def wanted(self) -> tuple[bool, ...]:
+        """Whether anything is stored of a position."""
+        return tuple(map(bool, self.kept))
 
     @property
     def wanted_cells(self) -> tuple[Cell, ...]:
-        return tuple(cell for cell, wanted in zip(self.cells, self.wanted, strict=True) if wanted)
+        return tuple(chain.from_iterable(self.kept))
+
+    @property
+    def drawings(self) -> int:
+        """Positions of which something is stored."""
+        return sum(self.wanted)
 
     @property
     def key(self) -> tuple[int, int, tuple[str, ...]]:
@@ -115,58 +139,82 @@ class Task:
 
     @property
     def cost(self) -> float:
-        """The share of the chunk's cost that falls to the wanted cells: parts of a task cost what it cost."""
-        return self.chunk.cost * len(self.wanted_cells) / len(self.chunk.cells)
+        """The share of the chunk's cost that falls to what is wanted: parts of a task cost what it cost."""
+        return self.chunk.cost * self.drawings / len(self.chunk.places)
 
     def halves(self) -> tuple["Task", "Task"]:
-        """Two tasks of half the wanted cells each: the same program, every cell at its position, so the same bits."""
+        """Two tasks of half the drawings each: the same program, every cell at its position, so the same bits."""
         places = [place for place, wanted in enumerate(self.wanted) if wanted]
         middle = len(places) // 2
         return self._only(places[:middle]), self._only(places[middle:])
 
     def smaller(self, batch: int) -> tuple["Task", ...]:
-        """Tasks of a smaller batch, which is another program and may round otherwise, for the wanted cells in turn."""
-        cells = self.wanted_cells
-        groups = [cells[start : start + batch] for start in range(0, len(cells), batch)]
-        return tuple(_filled(self.chunk, group, (True,) * len(group), batch) for group in groups)
+        """Tasks of a smaller batch, which is another program and may round otherwise.
+
+        A cell's place follows from its place here, whichever cells are wanted: one that is drawn later has its bits.
+        """
+        groups = [self.kept[start : start + batch] for start in range(0, len(self.kept), batch)]
+        return tuple(_filled(self.chunk, group, batch) for group in groups if any(group))
 
     def _only(self, places: Sequence[int]) -> "Task":
-        wanted = tuple(place in places for place in range(len(self.cells)))
-        return _filled(self.chunk, self.cells, wanted, len(self.cells))
+        kept = [cells if place in places else () for place, cells in enumerate(self.kept)]
+        return _filled(self.chunk, kept, len(self.cells))
 
 
-def _filled(chunk: "Chunk", cells: Sequence[Cell], wanted: Sequence[bool], batch: int) -> Task:
+def _filled(chunk: "Chunk", kept: Sequence[tuple[Cell, ...]], batch: int) -> Task:
     """A task whose other positions, up to the batch, hold the first wanted cell, drawn once more and thrown away."""
-    filler = cells[list(wanted).index(True)]
-    padding = batch - len(cells)
-    kept = [cell if keeps else filler for cell, keeps in zip(cells, wanted, strict=True)]
-    return Task(chunk, (*kept, *[filler] * padding), (*wanted, *[False] * padding))
+    filler = next(cells[0] for cells in kept if cells)
+    kept = [*kept, *[()] * (batch - len(kept))]
+    return Task(chunk, tuple(cells[0] if cells else filler for cells in kept), tuple(kept))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Cells of one program and one size that are drawn in one call, at most `program.batch` of them."""
+    """Cells that are drawn in one call of one program, in at most `program.batch` drawings of one size.
+
+    A cell is a drawing; but those of several sizes that are made of the same one, as `resize` makes them, share it.
+    """
 
     index: int
     program: Program
     width: int
+    """Of what is drawn, in pixels."""
     height: int
     cells: tuple[Cell, ...]
+
+    @cached_property
+    def places(self) -> tuple[tuple[Cell, ...], ...]:
+        """The cells of each drawing."""
+        return tuple(map(tuple, _drawings(self.cells).values()))
+
+    @property
+    def sizes(self) -> Mapping[tuple[int, int], int]:
+        """How many of its cells are of each size, (width, height)."""
+        return Counter((cell.width, cell.height) for cell in self.cells)
 
     def task(self, wanted: Collection[str]) -> Task | None:
         """The chunk with only the cells whose ids are `wanted`; None where there are none.
 
         A position without a wanted cell is filled with the first wanted one, drawn once more and thrown away.
         """
-        keep = [cell.id in wanted for cell in self.cells]
-        return _filled(self, self.cells, keep, self.program.batch) if any(keep) else None
+        kept = [tuple(cell for cell in cells if cell.id in wanted) for cells in self.places]
+        return _filled(self, kept, self.program.batch) if any(kept) else None
 
     @property
-    def cost(self) -> int:
+    def cost(self) -> float:
         """Pixels times model calls, to compare chunks by."""
         program = self.program
         bucket = program.key.bucket
-        return bucket.height * bucket.width * program.batch * program.steps * (2 if program.guided else 1)
+        calls = program.batch * program.steps * (2 if program.guided else 1)
+        return bucket.height * bucket.width * calls * program.work
+
+
+def _drawings(cells: Iterable[Cell]) -> dict[tuple[str, int], list[Cell]]:
+    """Cells of one program and drawn size by what they are drawn from: caption and seed."""
+    found: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.prompt, cell.seed), []).append(cell)
+    return found
 
 
 @dataclass(frozen=True)
@@ -207,11 +255,11 @@ def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, Mode
     Raises UserError for a size that a model can't draw, multipliers or E_T unlike its own, and where nothing is left.
     """
     cells: dict[str, Cell] = {}
-    chunks: list[Chunk] = []
+    groups: dict[tuple[Program, tuple[int, int]], list[Cell]] = {}
     undefined: list[Undefined] = []
     for name, size, given in product(spec.models, spec.sizes, spec.methods):
-        method = _scaling(models[name], given)
-        if method.rule is ScaleRule.CALIBRATED:
+        method = _fitting(models[name], given)
+        if not isinstance(method, Baseline) and method.rule is ScaleRule.CALIBRATED:
             try:
                 models[name].layer_multipliers(_bucket(models[name], name, size), method)
             except UndefinedScale as error:
@@ -220,10 +268,14 @@ def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, Mode
         group = _group(spec.sampler, models[name], name, size, method, _pairs(spec, prompts))
         new = [cell for cell in group if cell.id not in cells]
         cells.update((cell.id, cell) for cell in new)
-        program = _program(spec, models[name], name, size, method, len(group))
-        chunks.extend(_chunks(program, new, len(chunks)))
+        drawn = _drawn_size(models[name], size, method)
+        program = _program(spec, models[name], name, drawn, method, len(group))
+        groups.setdefault((program, drawn), []).extend(new)
     if not cells:
         raise SpecError(undefined[0].reason, "methods", undefined[0].method)
+    chunks: list[Chunk] = []
+    for (program, drawn), members in groups.items():
+        chunks.extend(_chunks(program, drawn, members, len(chunks)))
     return Plan(tuple(cells.values()), tuple(chunks), models, tuple(undefined))
 
 
@@ -251,7 +303,7 @@ def _group(
     info: ModelInfo,
     name: str,
     size: tuple[int, int],
-    method: Scaling,
+    method: Method,
     pairs: Iterable[tuple[str, int]],
 ) -> list[Cell]:
     return [
@@ -273,12 +325,29 @@ def _group(
 
 
 def _program(
-    spec: SweepSpec, info: ModelInfo, name: str, size: tuple[int, int], method: Scaling, images: int
+    spec: SweepSpec, info: ModelInfo, name: str, size: tuple[int, int], method: Method, images: int
 ) -> Program:
     bucket = _bucket(info, name, size)
     batch = auto_batch(bucket, info.train_size, images) if spec.batch == "auto" else min(spec.batch, images)
     sampler = spec.sampler
-    return Program(BucketKey(name, bucket), method, batch, sampler.name, sampler.steps, sampler.guidance != 1.0)
+    return Program(
+        BucketKey(name, bucket),
+        method,
+        batch,
+        sampler.name,
+        sampler.steps,
+        sampler.guidance != 1.0,
+        measures=Metric.ENTROPY in spec.metrics and not isinstance(method, Baseline),
+        work=method.work(info, (size[1], size[0])) if isinstance(method, Baseline) else 1.0,
+    )
+
+
+def _drawn_size(info: ModelInfo, size: tuple[int, int], method: Method) -> tuple[int, int]:
+    """(width, height) of what the model draws."""
+    if not isinstance(method, Baseline):
+        return size
+    height, width = method.drawn_size(info, (size[1], size[0]))
+    return width, height
 
 
 def _bucket(info: ModelInfo, name: str, size: tuple[int, int]) -> Bucket:
@@ -288,21 +357,20 @@ def _bucket(info: ModelInfo, name: str, size: tuple[int, int]) -> Bucket:
         raise SpecError(f"size {size[0]}x{size[1]} with model {name}: {error}", "sizes", size) from error
 
 
-def _scaling(info: ModelInfo, given: Scaling) -> Scaling:
+def _fitting(info: ModelInfo, given: Method) -> Method:
+    """The method for this model. Raises SpecError where its options do not fit."""
     try:
-        return info.scaling(given)
+        if not isinstance(given, Baseline):
+            return info.scaling(given)
+        given.check(info)
+        return given
     except UserError as error:
         raise SpecError(str(error), "methods", given) from error
 
 
-def _chunks(program: Program, cells: Sequence[Cell], first: int) -> list[Chunk]:
+def _chunks(program: Program, drawn: tuple[int, int], cells: Sequence[Cell], first: int) -> list[Chunk]:
+    places = list(_drawings(cells).values())
+    groups = [places[start : start + program.batch] for start in range(0, len(places), program.batch)]
     return [
-        Chunk(
-            first + number,
-            program,
-            cells[start].width,
-            cells[start].height,
-            tuple(cells[start : start + program.batch]),
-        )
-        for number, start in enumerate(range(0, len(cells), program.batch))
+        Chunk(first + number, program, *drawn, tuple(chain.from_iterable(group))) for number, group in enumerate(groups)
     ]

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..baselines import Baseline, Method
+from ..buckets import Bucket
 from .executor import Compile, Result
-from .plan import Program, Task
+from .plan import BucketKey, Program, Task
 from .queues import Takeover
+from .retries import Batches
 from .store import RunFolder
 
 PROGRAMS = {"encode_text": "text", "denoise_latents": "denoise", "decode_latents": "decode"}
@@ -79,18 +82,28 @@ def calls_for(program: Program) -> set[tuple[str, ...]]:
     return {
         ("text", program.key.model),
         ("decode", *bucket),
-        ("denoise", *bucket, program.method.label, str(program.steps), str(program.guided)),
+        (
+            "denoise",
+            *bucket,
+            _denoises_as(program.method),
+            *map(str, (program.steps, program.guided, program.measures)),
+        ),
     }
+
+
+def _denoises_as(method: Method) -> str:
+    return method.denoises_as if isinstance(method, Baseline) else method.label
 
 
 class Ledger:
     """Grows with every result and is kept in `programs.json`, so that an interrupted run keeps its figures.
 
-    The file holds `workers`, one entry for each worker process of all runs, and `buckets`, one for each model, bucket,
-    method and batch: `compile_seconds`, `steady_seconds`, and `images` drawn in them. An entry of `workers` says what
-    its tasks called for (`expected`), what it made ready, and of the expected programs how many an earlier worker of
-    the run had made ready before: `again`. The `takeovers` of all workers explain those: each brings one more worker to
-    a bucket that others have begun, which makes each of its programs ready at most once.
+    The file holds `workers`, one entry for each worker process of all runs; `buckets`, one for each model, bucket,
+    method and batch: `compile_seconds`, `steady_seconds`, and `images` drawn in them; and `batches`, the largest batch
+    of a model's bucket on devices of a kind where those ran out of memory, which a later run keeps to. An entry of
+    `workers` says what its tasks called for (`expected`), what it made ready, and of the expected programs how many an
+    earlier worker of the run had made ready before: `again`. The `takeovers` of all workers explain those: each brings
+    one more worker to a bucket that others have begun, which makes each of its programs ready at most once.
     """
 
     def __init__(self, run: RunFolder):
@@ -101,6 +114,7 @@ class Ledger:
         self._earlier: list[Mapping[str, Any]] = earlier.get("workers", [])
         self._run = 1 + max((entry["run"] for entry in self._earlier), default=0)
         self._buckets: list[dict[str, Any]] = earlier.get("buckets", [])
+        self._batches: list[dict[str, Any]] = earlier.get("batches", [])
         self._workers: dict[str, WorkerPrograms] = {}
         self._devices: dict[str, Mapping[str, Any]] = {}
         self._first: dict[tuple[str, ...], str] = {}
@@ -120,8 +134,24 @@ class Ledger:
     def flush(self) -> None:
         """Writes the file, where there is anything to write."""
         if self._workers:
-            self._write("programs.json", {"workers": [*self._earlier, *self._now()], "buckets": self._buckets})
+            workers = [*self._earlier, *self._now()]
+            self._write("programs.json", {"workers": workers, "buckets": self._buckets, "batches": self._batches})
             self._written = time.monotonic()
+
+    def halved(self, key: BucketKey, device: str, batch: int) -> None:
+        """Keeps that a bucket's batch was halved on devices of a kind; written at once, as it cost a failure."""
+        place = {**_place(key), "device": device}
+        self._batches = [entry for entry in self._batches if not place.items() <= entry.items()]
+        self._batches.append({**place, "batch": batch})
+        self.flush()
+
+    @property
+    def batches(self) -> Batches:
+        """Halved batches of this run and those before it."""
+        return {
+            (BucketKey(entry["model"], Bucket(entry["height"], entry["width"])), entry["device"]): entry["batch"]
+            for entry in self._batches
+        }
 
     def tried(self, worker: str, device: Mapping[str, Any], task: Task) -> None:
         """Counts what a task called for that raised; what was made ready for it is told with the next result."""
@@ -168,15 +198,13 @@ class Ledger:
 
     def _bucket(self, task: Task) -> dict[str, Any]:
         program = task.program
-        key = {
-            "model": program.key.model,
-            "width": program.key.bucket.width,
-            "height": program.key.bucket.height,
-            "method": program.method.label,
-            "batch": program.batch,
-        }
+        key = {**_place(program.key), "method": program.method.label, "batch": program.batch}
         for entry in self._buckets:
             if key.items() <= entry.items():
                 return entry
         self._buckets.append({**key, "compile_seconds": 0.0, "steady_seconds": 0.0, "images": 0, "calls": 0})
         return self._buckets[-1]
+
+
+def _place(key: BucketKey) -> dict[str, Any]:
+    return {"model": key.model, "width": key.bucket.width, "height": key.bucket.height}

@@ -14,6 +14,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import (
     ActorDiedError,
+    ActorUnavailableError,
     GetTimeoutError,
     ObjectLostError,
     ObjectStoreFullError,
@@ -91,7 +92,7 @@ class RayExecutor:
     ):
         self.observers = (RayMetrics(),)
         """Told of each event of the run, see `events`."""
-        self._arguments = (tuple(spec.metrics), dict(folders), store, spec.sharding)
+        self._arguments = (tuple(spec.metrics), dict(folders), store, spec.sharding, spec.extractors)
         self._spec = spec
         self._platforms = platforms
         self._worker = worker
@@ -241,6 +242,9 @@ _OF_A_NODE = ("its node has died", "node was terminated", "node died")
 
 def _is_of_node(error: BaseException) -> bool:
     """Whether the worker is gone with its node, which is preempted, drained or dead, and by no doing of its task."""
+    # Of a worker that dies alone, its node tells within a second; where nobody told, the node itself is out of reach.
+    if isinstance(error, ActorUnavailableError):
+        return True
     return isinstance(error, ActorDiedError) and (error.preempted or any(word in str(error) for word in _OF_A_NODE))
 
 
@@ -250,9 +254,16 @@ def _reason(error: BaseException) -> str:
     if cause is not None:
         return f"{type(cause).__name__}: {_last_line(cause)}"
     line = _last_line(error).split(" Some common causes")[0]
-    return line if isinstance(error, RayActorError) else f"{type(error).__name__}: {line}"
+    if not isinstance(error, RayActorError):
+        return f"{type(error).__name__}: {line}"
+    return f"{line} Its node was preempted" if error.preempted and "preempted" not in line else line
+
+
+_WHICH_ACTOR = ("class_name:", "actor_id:", "pid:", "namespace:", "ip:")
+"""Lines of Ray's that say which actor it was and not what happened."""
 
 
 def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_WHICH_ACTOR)]
     return (lines[-1] if lines else type(error).__name__)[:300]

@@ -10,6 +10,7 @@ from .executor import Executor, Result
 from .plan import BucketKey, Task
 from .programs import Ledger
 from .queues import Takeover
+from .retries import Batches
 from .runner import Stop
 from .store import RunFolder
 
@@ -36,18 +37,22 @@ class Recorder:
 
     def finished(self, worker: str, task: Task, result: Result) -> int:
         cells = {cell.id: cell for cell in task.wanted_cells}
-        failed = 0
+        failed, whole = 0, []
         for drawn in result.drawn:
             cell = cells[drawn.cell]
             if drawn.error is not None:
                 failed += 1
                 self._run.write_failure(cell, cell_row(cell), drawn.error)
-                self.tell("cell_failed", cell=cell.id, **_size(task), prompt=cell.prompt, error=drawn.error)
+                size = f"{cell.width}x{cell.height}"
+                self.tell(
+                    "cell_failed", cell=cell.id, **{**_size(task), "size": size}, prompt=cell.prompt, error=drawn.error
+                )
                 continue
             if drawn.stored:
                 self._run.note_stored(cell)
                 continue
-            self._run.write(cell, drawn.png, drawn_row(cell, drawn))
+            whole.append((cell, drawn.png, drawn_row(cell, drawn)))
+        self._run.write_many(whole)
         self._ledger.add(worker, self._device(worker), task, result)
         self.tell(
             "chunk",
@@ -76,12 +81,20 @@ class Recorder:
         cells = [len(part.wanted_cells) for part in parts]
         self.tell("divided", **_place(task), parts=cells, batch=parts[0].program.batch, error=error)
 
+    def halved(self, task: Task, device: str, batch: int) -> None:
+        self._ledger.halved(task.chunk.program.key, device, batch)
+
     def took_over(self, worker: str, takeover: Takeover) -> None:
         self._ledger.took_over(worker, takeover)
         self.tell("takeover", worker=worker, bucket=bucket_name(takeover.key), others=takeover.others)
 
     def stopping(self, why: Stop, in_hand: int) -> None:
         self.tell("stopping", why=why.value, in_hand=in_hand)
+
+    @property
+    def batches(self) -> Batches:
+        """Those that the run has halved so far, see `Ledger`."""
+        return self._ledger.batches
 
     def close(self) -> None:
         """Writes what is held back."""

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from ..scales import Scaling
 from ..yaml_file import PlainLoader
 from .plan import Plan
 from .spec import SweepSpec
@@ -47,7 +48,7 @@ def describe_calibrated(plan: Plan) -> dict[str, Any]:
     shipped = {
         model: dict(method.train_entropy.layers)
         for model, method in methods
-        if method.train_entropy is not None and method.train_entropy.shipped
+        if isinstance(method, Scaling) and method.train_entropy is not None and method.train_entropy.shipped
     }
     undefined = [
         {"model": one.model, "size": f"{one.size[0]}x{one.size[1]}", "method": one.method.label, "reason": one.reason}

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 from ..errors import UserError
-from .executor import Event, Executor, Failed, Finished, Lost, Ready, Result
+from .executor import Event, Executor, Failed, Finished, Lost, Ready, Result, device_kind
 from .plan import Task
 from .queues import Queues, Takeover
-from .retries import Retries, Verdict
+from .retries import Batches, Retries, Verdict
 from .timings import Timings
 
 POLL_SECONDS = 1.0
@@ -57,6 +58,10 @@ class Sink(Protocol):
         """Says that a task will be tried in parts; without an error where its bucket's batch was halved before."""
         ...
 
+    def halved(self, task: Task, device: str, batch: int) -> None:
+        """Notes the largest batch that a task's bucket still has on devices of a kind."""
+        ...
+
     def took_over(self, worker: str, takeover: Takeover) -> None:
         """Notes that a worker went to a bucket which others had begun."""
         ...
@@ -85,7 +90,8 @@ class Runner:
     Raises UserError where a worker finds the input at fault, WorkersGone where all die.
 
     `interrupts` tells how often Ctrl-C was pressed: once finishes the tasks in hand, twice raises KeyboardInterrupt.
-    After `max_failures` failed cells the tasks in hand are finished, too, and no more.
+    After `max_failures` failed cells the tasks in hand are finished, too, and no more. `batches` are those that an
+    earlier run has halved.
     """
 
     def __init__(
@@ -96,13 +102,14 @@ class Runner:
         *,
         interrupts: Callable[[], int] = lambda: 0,
         max_failures: int | None = None,
+        batches: Batches = MappingProxyType({}),
     ):
         self.outcome = Outcome()
         self._interrupts = interrupts
         self._max_failures = max_failures
         self._timings = Timings()
         self._queues = Queues(tasks, self._timings, sink.took_over)
-        self._retries = Retries()
+        self._retries = Retries(batches)
         self._executor = executor
         self._sink = sink
         self._idle: list[str] = []
@@ -141,7 +148,7 @@ class Runner:
 
     def _next(self, worker: str) -> Task | None:
         while (task := self._queues.take(worker)) is not None:
-            parts = self._retries.within_limit(task)
+            parts = self._retries.within_limit(task, self._device_of(worker))
             if self._retries.is_hopeless(task):
                 self._give_up(task, "not tried: cells of the same program failed alone, and none was drawn")
             elif parts != (task,):
@@ -191,13 +198,23 @@ class Runner:
         self._idle.append(event.worker)
         self._sink.failed(event.worker, task)
         if failure.memory:
-            verdict = self._retries.out_of_memory(task)
+            verdict = self._out_of_memory(event.worker, task)
         elif failure.passing:
             self._begin_at = time.monotonic() + PAUSE_SECONDS
             verdict = self._retries.passing(task)
         else:
             verdict = self._retries.fault(task)
         self._follow(verdict, task, failure.error)
+
+    def _out_of_memory(self, worker: str, task: Task) -> Verdict:
+        device = self._device_of(worker)
+        verdict = self._retries.out_of_memory(task, device)
+        if (batch := self._retries.limit(task, device)) is not None:
+            self._sink.halved(task, device, batch)
+        return verdict
+
+    def _device_of(self, worker: str) -> str:
+        return next((device_kind(one) for one in self._executor.devices() if one["worker"] == worker), "")
 
     def _lost(self, event: Lost) -> None:
         self._deaths += 1

@@ -20,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 
+from ..baselines import METHODS as BASELINES
+from ..baselines import Baseline, Method, read_baseline
 from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
@@ -27,10 +29,6 @@ from ..train_entropy import TrainEntropy
 from ..yaml_file import Document, Place, read_yaml
 from .nodes import promised_nodes
 from .spec_paths import input_path
-
-BASELINES = ("resize", "multidiffusion")
-"""Methods of the paper's comparison that a later version brings."""
-
 
 _METHOD = ("rule", "multiplier", "train_entropy")
 
@@ -42,6 +40,18 @@ class Metric(StrEnum):
     """Mean entropy and logit gap of self-attention in nats, for every layer and step."""
     OBJECTS = "objects"
     """What a scene's caption asks for against what the image holds."""
+    SCENES_FID = "scenes_fid"
+    """Features of the scenes' extractor, for the Frechet distance from other pictures."""
+    SCENES_KID = "scenes_kid"
+    """The same features, for the kernel distance."""
+    SCENES_CLIP = "scenes_clip"
+    """The cosine of image and caption by the scenes' contrastive model."""
+    FID = "fid"
+    """Features of Inception, whose weights `extractors` names, for the Frechet distance."""
+    KID = "kid"
+    """The same features, for the kernel distance."""
+    CLIP = "clip"
+    """The cosine of image and caption by the CLIP model that `extractors` names."""
 
 
 class SpecError(UserError):
@@ -79,10 +89,18 @@ class ScenePrompts(_Strict):
 
 
 class ParquetPrompts(_Strict):
-    """`count` captions drawn without replacement from a column of a Parquet file."""
+    """`count` captions drawn without replacement from a column of a Parquet file, or of all those in a folder."""
 
     parquet: str = Field(min_length=1)
     column: str = "caption"
+    count: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class FolderPrompts(_Strict):
+    """`count` captions drawn without replacement from a folder of pictures, each with a .txt of its name beside it."""
+
+    folder: str = Field(min_length=1)
     count: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)
 
@@ -103,19 +121,29 @@ def _size(value: object) -> object:
     return value if isinstance(value, tuple) else parse_size(value)  # pyright: ignore[reportArgumentType]
 
 
-def _method(value: object, info: ValidationInfo) -> Scaling:
+def _method(value: object, info: ValidationInfo) -> Method:
+    if isinstance(value, Mapping) and "baseline" in value:
+        return read_baseline(value)
+    if isinstance(value, Baseline) or (isinstance(value, str) and value in BASELINES):
+        return read_baseline(value) if isinstance(value, str) else value
+    return _scaling(value, info)
+
+
+def _scaling(value: object, info: ValidationInfo) -> Scaling:
     name = value.get("rule") if isinstance(value, Mapping) else value
-    if name in BASELINES:
-        raise UserError(f"method {name!r} is not available yet: this version draws the rules {', '.join(ScaleRule)}")
     if isinstance(value, Mapping):
         for key in sorted(set(value) - set(_METHOD), key=str):
-            raise UserError(f"unknown key {key!r} of a method: {nearest(key, _METHOD)}")
+            raise UserError(f"unknown key {key!r} of a method: {nearest(key, (*_METHOD, 'baseline'))}")
         if "train_entropy" in value:
             value = {**value, "train_entropy": _train_entropy(value["train_entropy"], info)}
     elif not isinstance(value, str | Scaling):
-        raise UserError(f"method {value!r} is neither a rule's name nor {{rule: fixed, multiplier: 0.8}}")
+        raise UserError(
+            f"method {value!r} is neither a rule's name nor a baseline's, nor {{rule: fixed, multiplier: 0.8}}"
+        )
+    if isinstance(name, str) and name in BASELINES:
+        raise UserError(f"{name!r} is no rule but a baseline: write {name}, or {{baseline: {name}}}")
     if isinstance(name, str) and name not in list(ScaleRule):
-        raise UserError(f"unknown rule {name!r}: {nearest(name, [*ScaleRule])}")
+        raise UserError(f"unknown rule {name!r}: {nearest(name, [*ScaleRule, *BASELINES])}")
     if name == ScaleRule.FIXED and not (isinstance(value, Mapping) and "multiplier" in value):
         raise UserError("rule 'fixed' needs its multiplier: write {rule: fixed, multiplier: 0.8}")
     return Scaling.of(value)  # pyright: ignore[reportArgumentType]
@@ -136,11 +164,19 @@ def _metric(value: object) -> Metric:
 
 def _prompts_kind(value: object) -> str:
     if isinstance(value, Mapping):
-        near = get_close_matches("parquet", [str(key) for key in value], n=1) or {"column", "count"} & set(value)
-        return "<parquet>" if near else "<scenes>"
+        return _described_kind([str(key) for key in value])
     if isinstance(value, BaseModel):
-        return "<parquet>" if isinstance(value, ParquetPrompts) else "<scenes>"
+        return next(kind for kind, model in _KEYS.items() if isinstance(value, model))  # pyright: ignore[reportReturnType]
     return "<file>" if isinstance(value, str) else "<list>"
+
+
+def _described_kind(keys: list[str]) -> str:
+    """Of what a table of prompts was meant to be, by the key that is nearest to one of a kind's own."""
+    shared = {"seed", "count", "column"} & set(keys)
+    for kind in ("scenes", "folder", "parquet"):
+        if get_close_matches(kind, set(keys) - shared, n=1):
+            return f"<{kind}>"
+    return "<parquet>" if shared - {"seed"} else "<scenes>"
 
 
 def _seeds_kind(value: object) -> str:
@@ -151,7 +187,10 @@ def _write_size(size: tuple[int, int] | None) -> str | None:
     return None if size is None else f"{size[0]}x{size[1]}"
 
 
-def _write_method(scaling: Scaling) -> object:
+def _write_method(method: Method) -> object:
+    if isinstance(method, Baseline):
+        return {"baseline": method.name, **method.options} if method.options else method.name
+    scaling = method
     if scaling.train_entropy is not None:
         return {"rule": scaling.rule.value, "train_entropy": dict(scaling.train_entropy.layers)}
     if scaling.rule is not ScaleRule.FIXED:
@@ -161,11 +200,12 @@ def _write_method(scaling: Scaling) -> object:
 
 
 Size = Annotated[tuple[int, int], BeforeValidator(_size), PlainSerializer(_write_size)]
-Method = Annotated[Any, BeforeValidator(_method), PlainSerializer(_write_method)]
+MethodField = Annotated[Any, BeforeValidator(_method), PlainSerializer(_write_method)]
 Caption = Annotated[str, Field(min_length=1)]
 Prompts = Annotated[
     Annotated[ScenePrompts, Tag("<scenes>")]
     | Annotated[ParquetPrompts, Tag("<parquet>")]
+    | Annotated[FolderPrompts, Tag("<folder>")]
     | Annotated[Caption, Tag("<file>")]
     | Annotated[Annotated[tuple[Caption, ...], BeforeValidator(_tuple)], Tag("<list>")],
     Discriminator(_prompts_kind),
@@ -226,13 +266,26 @@ def _count_or_auto(value: object) -> object:
     return value
 
 
+class Extractors(_Strict):
+    """Networks that metrics need and this package lacks; every node has them at the same place."""
+
+    inception: str | None = Field(default=None, min_length=1)
+    """File of the weights that FID is computed with, of PyTorch."""
+    clip: str | None = Field(default=None, min_length=1)
+    """Folder or hub id of a CLIP model of transformers."""
+
+
+EXTRACTOR_OF = {Metric.FID: "inception", Metric.KID: "inception", Metric.CLIP: "clip"}
+"""Metric -> the key of `extractors` that it needs."""
+
+
 class SweepSpec(_Strict):
     """A sweep as its author wrote it. Sizes are (width, height) in pixels."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     models: Annotated[tuple[Caption, ...], BeforeValidator(_tuple)]
     sizes: Annotated[tuple[Size, ...], BeforeValidator(_tuple)]
-    methods: Annotated[tuple[Method, ...], BeforeValidator(_tuple)]
+    methods: Annotated[tuple[MethodField, ...], BeforeValidator(_tuple)]
     prompts: Prompts
     seeds: Seeds = (0,)
     sampler: Sampler = Sampler()
@@ -241,6 +294,7 @@ class SweepSpec(_Strict):
         tuple[Annotated[Metric, BeforeValidator(_metric)], ...],
         BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     ] = ()
+    extractors: Extractors | None = None
     train_size: Size | None = None
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
     device: Device = Device()
@@ -255,6 +309,15 @@ class SweepSpec(_Strict):
             raise UserError("both model and models are given: keep one")
         rest = {key: item for key, item in value.items() if key != "model"}
         return {**rest, "models": [value["model"]]}
+
+    @model_validator(mode="after")
+    def _extractors_are_there(self) -> "SweepSpec":
+        for metric in self.metrics:
+            name = EXTRACTOR_OF.get(metric)
+            if name is not None and getattr(self.extractors, name, None) is None:
+                what = "the file of Inception's weights" if name == "inception" else "a CLIP model"
+                raise SpecError(f"metric {metric} needs {what}: write extractors: {{{name}: ...}}", "metrics", metric)
+        return self
 
     @model_validator(mode="after")
     def _devices_are_used(self) -> "SweepSpec":
@@ -377,8 +440,10 @@ _OF_A_RUN = ("weights", "train_entropy", "undefined")
 _KEYS: dict[str | int, type[BaseModel]] = {
     "sampler": Sampler,
     "device": Device,
+    "extractors": Extractors,
     "<scenes>": ScenePrompts,
     "<parquet>": ParquetPrompts,
+    "<folder>": FolderPrompts,
     "<first>": SeedOfCaption,
 }
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +18,17 @@ from .cell_writer import Row, cell_row, dump_json, image_name, row_name, store_c
 from .compaction import Compaction
 from .events import NAME as EVENTS
 from .events import Event, EventLog, ObjectLog, Observer, parse_events, read_events
-from .files import PatientFiles, open_files, write_whole
+from .files import PatientFiles, write_whole
 from .lease import Lease, held_message, leased
 from .parts import SAMPLES, decode, samples_name
+from .places import open_files
 from .plan import Cell
 
 __all__ = ["Outcome", "Row", "RunFolder", "cell_row", "read_json", "write_json", "write_whole"]
 
 _PNG_END = b"IEND\xaeB`\x82"
 _READ_AT_ONCE = 1024
+_WRITTEN_AT_ONCE = 8
 _TABLES = ("samples.parquet", "entropy.parquet", "programs.json", "environment.json")
 
 
@@ -127,7 +130,14 @@ class RunFolder:
             self.files.create("spec.yaml", spec.encode())
         if self.remote:
             return
-        for folder in (self.path, self.images, self.rows, self.path / "samples", self.path / "entropy"):
+        for folder in (
+            self.path,
+            self.images,
+            self.rows,
+            self.path / "samples",
+            self.path / "entropy",
+            self.path / "features",
+        ):
             if folder in (self.path, self.images, self.rows):
                 folder.mkdir(exist_ok=True)
             for leftover in folder.glob(".*.tmp"):
@@ -135,7 +145,13 @@ class RunFolder:
 
     def forget(self) -> None:
         """Removes all results, for a run that starts again from nothing."""
-        for folder, end in (("rows", ".json"), ("samples", ".parquet"), ("entropy", ".parquet"), ("images", ".png")):
+        for folder, end in (
+            ("rows", ".json"),
+            ("samples", ".parquet"),
+            ("entropy", ".parquet"),
+            ("features", ".parquet"),
+            ("images", ".png"),
+        ):
             self.files.remove(entry.name for entry in self.files.list(folder) if entry.name.endswith(end))
         self.files.remove(_TABLES)
         self._compaction.forget()
@@ -186,13 +202,23 @@ class RunFolder:
 
     def write(self, cell: Cell, png: bytes, row: Row) -> None:
         """Stores a drawn cell: the image, then the row that makes it count."""
+        self.write_many([(cell, png, row)])
+
+    def write_many(self, drawn: Sequence[tuple[Cell, bytes, Row]]) -> None:
+        """The same for several cells at once, which wait for the disk or the network together."""
         self._check_held()
+        with ThreadPoolExecutor(_WRITTEN_AT_ONCE) as pool:
+            for _ in pool.map(lambda one: self._write(*one), drawn):
+                pass
+        for cell, _, _ in drawn:
+            self._compaction.note(cell.id)
+
+    def _write(self, cell: Cell, png: bytes, row: Row) -> None:
         if self.remote:
             store_cell(self.files, cell.id, png, row)
         else:
             self.files.write(image_name(cell.id), png)
             self.files.write(row_name(cell.id), dump_json({**row, "image": image_name(cell.id)}).encode())
-        self._compaction.note(cell.id)
 
     def write_failure(self, cell: Cell, row: Row, error: str) -> None:
         """Stores that a cell could not be drawn, and why."""

@@ -25,14 +25,13 @@ from rich.console import Console
 from ..errors import UserError
 from ..yaml_file import read_yaml
 from .api import run_sweep
-from .events import NAME as EVENTS
-from .events import read_events
-from .files import is_uri, open_files
 from .nodes import promised_nodes
+from .places import is_uri, open_files
 from .prompts import resolve_prompts
 from .ray_environment import prepare_token
 from .run_spec import SpecDumper, check_same
 from .spec import SweepFile, read_sweep
+from .store import RunFolder
 
 JOBS = "http://127.0.0.1:8265"
 """Where the head node takes jobs, as seen from itself."""
@@ -159,7 +158,8 @@ def _as_job(submission: Submission, folder: Path, call: Call) -> int:
     if not is_uri(out) and not out.startswith(("/", "~/")):
         raise UserError("a job's working directory is thrown away: give --out a URI, or an absolute path on the head")
     command = ["job", "submit", "--address", submission.address or JOBS, "--working-dir", str(folder), "--"]
-    return call(ray(*command, *job_command("sweep.yaml", out, submission)))
+    code = call(ray(*command, *job_command("sweep.yaml", out, submission)))
+    return exit_code(out, failed=code != 0) if is_uri(out) else code
 
 
 def _on_cluster(submission: Submission, file: SweepFile, nodes: int, folder: Path, console: Console, call: Call) -> int:
@@ -180,7 +180,7 @@ def _on_cluster(submission: Submission, file: SweepFile, nodes: int, folder: Pat
     code = call(ray("exec", config, shlex.join(job_line)))
     if is_uri(out):
         _say(console, f"the run is in {out}: entscale fetch {shlex.quote(out)} brings it home")
-        return 1 if code else 0
+        return exit_code(out, failed=code != 0)
     return _bring_home(config, out, home, folder, console, call, failed=code != 0)
 
 
@@ -201,13 +201,17 @@ def _check_home(home: Path) -> None:
         raise UserError(f"{home} holds other things and no run: give another folder with --home")
 
 
-def exit_code(run: Path, *, failed: bool) -> int:
-    """The sweep's own exit code, which neither ssh nor a job hands on, from the last event of its log."""
+def exit_code(run: Path | str, *, failed: bool) -> int:
+    """The sweep's own exit code, which neither ssh nor a job hands on, from the last event of its log.
+
+    1 where the job failed and the log can't be read from here, as a bucket whose credentials the cluster alone has.
+    """
     if not failed:
         return 0
     last = None
-    for event in read_events(run / EVENTS):
-        last = event
+    with contextlib.suppress(UserError):
+        for event in RunFolder(run).events():
+            last = event
     if last is None or last["event"] != "end":
         return 1
     if last["outcome"] == "interrupted":

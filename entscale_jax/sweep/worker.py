@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import UserError
 from .cell_writer import store_result
 from .executor import Failure, Result
-from .files import open_files
+from .places import open_files
 from .plan import Task
-from .spec import Metric, Sharding
+from .spec import Extractors, Metric, Sharding
 
 
 class Worker:
@@ -27,6 +27,7 @@ class Worker:
         folders: Mapping[str, str],
         store: str | None = None,
         sharding: Sharding = Sharding.NONE,
+        extractors: Extractors | None = None,
     ):
         import jax
 
@@ -44,9 +45,9 @@ class Worker:
         rows = ImageRows.over(devices) if sharding is Sharding.ROWS else None
         ids = "+".join(str(device.id) for device in (devices if rows else devices[:1]))
         name = f"{devices[0].device_kind}:{ids}@{platform.node()}"
-        self._device, self._count = devices[0], len(devices)
+        self._device, self._count, self._drawn_on = devices[0], len(devices), len(devices) if rows else 1
         self._files = None if store is None else open_files(store)
-        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name)
+        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name, extractors)
 
     def hello(self, kind: str, devices: int = 1) -> dict[str, Any]:
         """What this worker is. Raises UserError where JAX found other devices than Ray gave it."""
@@ -65,6 +66,8 @@ class Worker:
             "platform": self._device.platform,
             "kind": self._device.device_kind,
             "id": self._device.id,
+            "count": self._drawn_on,
+            "memory": (self._device.memory_stats() or {}).get("bytes_limit"),
         }
 
     def draw(self, task: Task) -> Result | Failure:

@@ -61,6 +61,24 @@ def find_folder(
         return _Repository(model, revision, token).fetch(variant, allow_pickle, weights)
 
 
+def find_single_model(model: str | Path, *, revision: str | None = None, allow_pickle: bool = False) -> Path:
+    """The folder of one of transformers' models, such as a CLIP, fetched where it is a hub id.
+
+    Raises UserError, one line that says what to do, where there is no such folder or repository.
+    """
+    path, name = Path(model), str(model)
+    if path.is_dir():
+        return path
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or path.exists() or path.parent.is_dir():
+        raise UserError(f"model folder {name!r} does not exist: give transformers' folder of it, or a hub id")
+    with _explained(name, revision):
+        import huggingface_hub
+
+        weights = [f"{TRANSFORMERS}*.safetensors", *(["pytorch_model*.bin"] if allow_pickle else [])]
+        patterns = ["*.json", "*.txt", *weights]
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+
+
 class _Repository:
     """A repository at one commit."""
 

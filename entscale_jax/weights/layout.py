@@ -6,7 +6,9 @@ import numpy as np
 
 Shape = tuple[int, ...]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias", "pos_embed": "pos_embed"}
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_OWN_NAMES = ("bias", "pos_embed", "class_embedding", "logit_scale", "running_mean", "running_var", "weight")
+_LEAVES |= {name: name for name in _OWN_NAMES}
 _TEXT_PREFIX = "text_model."
 # The dense layers of attention in old autoencoders, which may be stored as 1x1 convolutions too.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,9 +67,9 @@ class FakePipe:
     def compile(self, **keywords):
         self.compiled.append(keywords)
 
-    def __call__(self, prompts, *, height, width, rule, sampler, steps, guidance, seed, measure_entropy):
-        self.calls.append({"prompts": prompts, "size": (width, height), "rule": rule.label, "seed": seed})
-        shared = (height, width, rule.label, sampler, steps, guidance, len(prompts))
+    def __call__(self, prompts, *, height, width, rule, sampler, steps, guidance, seed, measure_entropy, fuse=None):
+        self.calls.append({"prompts": prompts, "size": (width, height), "rule": rule.label, "seed": seed, "fuse": fuse})
+        shared = (height, width, rule.label, *([fuse] if fuse else []), sampler, steps, guidance, len(prompts))
         rngs = [_rng(prompt, one, i, *shared) for i, (prompt, one) in enumerate(zip(prompts, seed, strict=True))]
         images = np.stack([rng.integers(0, 256, (height, width, 3), np.uint8) for rng in rngs])
         entropy, gap = (
@@ -77,7 +78,8 @@ class FakePipe:
             else None
             for _ in range(2)
         )
-        return SimpleNamespace(images=images, latents=None, entropy=entropy, logit_gap=gap)
+        latents, broken = np.zeros((len(prompts), 2, 2, 4), np.float32), np.zeros(len(prompts), np.int32)
+        return SimpleNamespace(images=images, latents=latents, entropy=entropy, logit_gap=gap, broken=broken)
 
 
 def _rng(*parts):
@@ -113,8 +115,11 @@ class FakeExecutor:
         load: Load = lambda cell: FakePipe(),
         late: int = 0,
         counter: Callable[[], Any] = FakeCounter,
+        kinds: Sequence[str] = ("fake",),
     ):
-        """`late` is how many waits a replacement takes to be ready."""
+        """`late` is how many waits a replacement takes to be ready; `kinds` are of the workers' devices, in turn."""
+        self.kinds = kinds
+        self.replaced: list[str] = []
         self.late = late
         self.counter = counter
         self.coming: dict[str, int] = {}
@@ -156,11 +161,13 @@ class FakeExecutor:
 
     def replace(self, worker):
         self.drawers.pop(worker, None)
+        self.replaced.append(f"{worker}+")
         self.coming[f"{worker}+"] = self.late
         return f"{worker}+"
 
     def devices(self):
-        return [{"worker": name, "kind": "fake", "pid": 1} for name in self.names]
+        kind = dict(zip(self.names, cycle(self.kinds), strict=False))
+        return [{"worker": name, "kind": kind[name.rstrip("+")], "pid": 1} for name in self.names + self.replaced]
 
     def close(self):
         self.closed += 1

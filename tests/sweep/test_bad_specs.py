@@ -58,7 +58,22 @@ BAD = {
     "a size of one token": ("32x32", "4x4", 4, "sizes[1]: size 4x4 with model"),
     "sizes within themselves": ("[64x48, 32x32]", "&a [*a]", 4, "sizes[0]: size"),
     "an unknown rule": ("entropy]", "entropi]", 5, "methods[1]: unknown rule 'entropi': did you mean 'entropy'?"),
-    "a baseline to come": ("entropy]", "resize]", 5, "methods[1]: method 'resize' is not available yet"),
+    "a baseline that is misspelt": ("entropy]", "resise]", 5, "methods[1]: unknown rule 'resise': did you mean"),
+    "a baseline as a rule": ("entropy]", "{rule: resize}]", 5, "methods[1]: 'resize' is no rule but a baseline: write"),
+    "an unknown baseline": ("entropy]", "{baseline: crop}]", 5, "methods[1]: unknown baseline 'crop': use one of"),
+    "a baseline that is a rule": ("entropy]", "{baseline: entropy}]", 5, "methods[1]: unknown baseline 'entropy'"),
+    "a baseline that is a list": ("entropy]", "{baseline: [resize]}]", 5, "methods[1]: unknown baseline ['resize']"),
+    "an unknown option of a baseline": (
+        "entropy]",
+        "{baseline: multidiffusion, strid: 8}]",
+        5,
+        "methods[1]: baseline multidiffusion has no option 'strid': it has stride, at_once",
+    ),
+    "an option of resize": ("entropy]", "{baseline: resize, stride: 8}]", 5, "'stride': it has none"),
+    "a stride of nothing": ("entropy]", "{baseline: multidiffusion, stride: 0}]", 5, "methods[1]: stride is 0"),
+    "a stride that is a truth": ("entropy]", "{baseline: multidiffusion, stride: yes}]", 5, "stride is 'yes'"),
+    "a stride with gaps": ("entropy]", "{baseline: multidiffusion, stride: 9}]", 5, "methods[1]: stride 9 leaves gaps"),
+    "no window at once": ("entropy]", "{baseline: multidiffusion, at_once: 0}]", 5, "methods[1]: at_once is 0"),
     "fixed without a multiplier": ("entropy]", "fixed]", 5, "methods[1]: rule 'fixed' needs its multiplier"),
     "a multiplier of an entropy": ("entropy]", "{rule: entropy, multiplier: 2}]", 5, "methods[1]: "),
     "a negative multiplier": ("entropy]", "{rule: fixed, multiplier: -1}]", 5, "methods[1]: multiplier is -1"),
@@ -95,6 +110,14 @@ BAD = {
     "more prompts than there are": (PROMPTS, "{parquet: c.parquet, count: 9}", 6, "has 2 captions and count is 9"),
     "no Parquet": (PROMPTS, "{parquet: empty.txt, count: 1}", 6, "can't be read as Parquet"),
     "Parquet elsewhere": (PROMPTS, "{parquet: ../c.parquet, count: 1}", 6, "'../c.parquet' lies outside"),
+    "an empty folder of Parquet": (PROMPTS, "{parquet: nothing, count: 1}", 6, "nothing holds no .parquet file"),
+    "a column of numbers": (PROMPTS, "{parquet: c.parquet, column: n, count: 1}", 6, "column 'n' of"),
+    "a folder that is missing": (PROMPTS, "{folder: gone, count: 1}", 6, "gone is no folder"),
+    "a folder that is a file": (PROMPTS, "{folder: captions.txt, count: 1}", 6, "captions.txt is no folder"),
+    "a folder without pictures": (PROMPTS, "{folder: nothing, count: 1}", 6, "has 0 captions and count is 1"),
+    "a folder elsewhere": (PROMPTS, "{folder: .., count: 1}", 6, "prompts: '..' lies outside"),
+    "a folder without count": (PROMPTS, "{folder: nothing}", 6, "key 'prompts.count' is missing"),
+    "a folder misspelt": (PROMPTS, "{foldr: nothing, count: 1}", 6, "unknown key 'foldr': did you mean 'folder'?"),
     "no count": (PROMPTS, "{parquet: c.parquet}", 6, "key 'prompts.count' is missing"),
     "no scene": (PROMPTS, "{scenes: 0}", 6, "prompts.scenes is 0"),
     "a negative seed": ("[0, 3]", "[-1]", 7, "seeds[0] is -1"),
@@ -121,7 +144,10 @@ BAD = {
     "devices that would idle": ("batch: 2", "device: {per_worker: 2.0}", 9, "device.per_worker is 2 and sharding"),
     "an unknown sharding": ("batch: 2", "sharding: columns", 9, "sharding: unknown sharding 'columns'"),
     "sharding of one device": ("batch: 2", "sharding: rows", 9, "sharding is rows and a worker has one device"),
-    "an unknown metric": ("[objects]", "[fid]", 10, "metrics[0]: unknown metric 'fid'"),
+    "an unknown metric": ("[objects]", "[fidd]", 10, "metrics[0]: unknown metric 'fidd'"),
+    "a distance without its network": ("[objects]", "[fid]", 10, "metrics: metric fid needs the file of Inception's"),
+    "a score without its network": ("[objects]", "[clip]", 10, "metrics: metric clip needs a CLIP model"),
+    "an unknown network": ("[objects]", "[]\n  extractors: {vgg: a.pth}", 11, "unknown key 'vgg': use one of inception, clip"),
     "metrics that are a word": ("[objects]", "objects", 10, "metrics is 'objects': give a list"),
     "a tab": ("  seeds", "\tseeds", 7, "this is no valid YAML"),
     "a bracket that stays open": ("[0, 3]", "[0, 3", 8, "this is no valid YAML"),
@@ -147,7 +173,8 @@ def place(tmp_path, tiny_folder, monkeypatch):
     folder = tmp_path / "specs"
     folder.mkdir()
     (tmp_path / "captions.txt").write_text("a red circle\n")
-    pq.write_table(pa.table({"caption": ["a red circle", "a blue square"]}), folder / "c.parquet")
+    pq.write_table(pa.table({"caption": ["a red circle", "a blue square"], "n": [1, 2]}), folder / "c.parquet")
+    (folder / "nothing").mkdir()
     (tmp_path / "c.parquet").write_bytes((folder / "c.parquet").read_bytes())
     (folder / "empty.txt").write_text("\n")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")

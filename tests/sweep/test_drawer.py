@@ -35,6 +35,30 @@ def test_a_model_is_loaded_once_and_a_program_made_ready_once():
     assert {(one["batch"], one["steps"], one["guidance"]) for one in pipe.compiled} == {(4, 25, 5.0)}
 
 
+def test_the_layers_of_a_model_are_looked_up_once():
+    class CountingPipe(FakePipe):
+        looked = 0
+
+        @property
+        def layers(self):
+            self.looked += 1
+            return FakePipe.layers
+
+        def __call__(self, prompts, **keywords):
+            before, output = self.looked, super().__call__(prompts, **keywords)
+            self.looked = before
+            return output
+
+    pipe = CountingPipe()
+    drawer = _drawer(pipe)
+    results = [drawer.draw(task) for task in _tasks()]
+    assert pipe.looked == 1
+    tokens = {
+        layer["layer"]: layer["tokens"] for result in results[:1] for drawn in result.drawn for layer in drawn.entropy
+    }
+    assert tokens == {"down/attn1": 256, "mid/attn1": 16}
+
+
 def test_seconds_are_those_of_drawing_shared_by_the_stored_images():
     class SlowPipe(FakePipe):
         def compile(self, **keywords):

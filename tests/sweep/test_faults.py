@@ -4,7 +4,6 @@ import io
 import json
 import signal
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -134,6 +133,42 @@ def test_out_of_memory_halves_the_batch_of_that_bucket_and_no_other(sweep, tmp_p
     assert {entry["batch"] for entry in buckets if entry["width"] == 96} == {fits}
 
 
+def _too_large(most):
+    """A fault where more than so many images of 96x64 are drawn at once."""
+    word = "memory XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    return lambda worker, task: word if _bucket(task) == "96x64" and len(task.cells) > most else None
+
+
+def _batches(executor):
+    """The batches of 96x64 that were tried."""
+    return [len(task.cells) for _, task in executor.log if _bucket(task) == "96x64"]
+
+
+@pytest.mark.parametrize(("kind", "forgotten"), [("fake", False), ("larger", False), ("fake", True)])
+def test_a_run_that_goes_on_remembers_a_halved_batch_on_that_kind_of_device(sweep, tmp_path, kind, forgotten):
+    assert sweep(FakeExecutor(fault=_too_large(2)), tmp_path / "whole") == 0
+    stops = FakeExecutor(fault=lambda worker, task: "fatal stop" if len(stops.log) == 12 else _too_large(2)("", task))
+    with pytest.raises(UserError, match="stop"):
+        sweep(stops)
+    assert _batches(stops)[:2] == [4, 2]
+    file = tmp_path / "run" / "programs.json"
+    ledger = json.loads(file.read_text())
+    entry = {"model": "fake", "width": 96, "height": 64, "device": "1 x fake", "batch": 2}
+    assert ledger["batches"] == [entry]
+    if forgotten:
+        file.write_text(json.dumps({**ledger, "batches": []}))
+    # A chunk that a driver left half-stored: the cell that is missing comes to its place.
+    lost = sorted((tmp_path / "run" / "rows").glob("*.json"))[::3]
+    for path in lost:
+        path.unlink()
+    rest = FakeExecutor(fault=_too_large(4 if kind == "larger" else 2), kinds=[kind])
+    assert sweep(rest) == 0
+    assert (4 in _batches(rest)) == (kind == "larger" or forgotten)
+    assert len(rest.log) < 18 + 10
+    same = _rows(tmp_path / "run") == _rows(tmp_path / "whole")
+    assert same == (kind != "larger")
+
+
 def test_at_a_batch_of_one_the_cell_has_failed_with_that_word(sweep, tmp_path, undisturbed):
     word = "XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
     executor = FakeExecutor(fault=lambda worker, task: f"memory {word}" if _bucket(task) == "96x64" else None)
@@ -199,33 +234,41 @@ def test_an_error_that_does_not_pass_is_not_waited_for(sweep, tmp_path, cells):
 
 
 class HalfBroken(fakes.FakePipe):
-    """Draws latents as well, with a NaN in those of one caption."""
+    """Draws pictures of one caption with a NaN in the latents, or with some that arose in the decoder."""
 
-    caption = "a green triangle"
+    def __init__(self, where, caption="a green triangle"):
+        super().__init__()
+        self.where, self.caption = where, caption
 
     def __call__(self, prompts, **keywords):
         output = super().__call__(prompts, **keywords)
-        latents = np.zeros((len(prompts), 2, 2, 4), np.float32)
-        for position, prompt in enumerate(prompts):
-            latents[position, 1, 1, 3] = np.nan if prompt == self.caption else 1.0
-        return SimpleNamespace(**{**vars(output), "latents": latents})
+        hit = [prompt == self.caption for prompt in prompts]
+        if self.where == "latents":
+            output.latents[hit, 1, 1, 3] = np.nan
+        else:
+            output.broken[hit] = 7
+        return output
 
 
-def test_an_image_with_nan_fails_alone(sweep, tmp_path, undisturbed):
-    assert sweep(FakeExecutor(load=lambda cell: HalfBroken())) == 1
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("latents", "1 of 16 values of the latents are NaN or infinite"),
+        ("decoder", "7 values of the decoded image are NaN or infinite, and none of its latents"),
+    ],
+)
+def test_an_image_with_nan_fails_alone(sweep, tmp_path, undisturbed, where, error):
+    assert sweep(FakeExecutor(load=lambda cell: HalfBroken(where))) == 1
     rows = _rows(tmp_path / "run")
-    broken = {key for key, row in rows.items() if row["prompt"] == HalfBroken.caption}
-    assert {rows[key]["error"].split(" (")[0] for key in broken} == {
-        "ArithmeticError: 1 of 16 values of the latents are NaN or infinite"
-    }
+    broken = {key for key, row in rows.items() if row["prompt"] == "a green triangle"}
+    assert {rows[key]["error"].split(" (")[0] for key in broken} == {f"ArithmeticError: {error}"}
     assert {key: row for key, row in rows.items() if key not in broken} == {
         key: row for key, row in undisturbed.items() if key not in broken
     }
 
 
-def test_finite_latents_fail_nothing(sweep, tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr(HalfBroken, "caption", "of no cell")
-    assert sweep(FakeExecutor(load=lambda cell: HalfBroken())) == 0
+def test_finite_images_fail_nothing(sweep, tmp_path, undisturbed):
+    assert sweep(FakeExecutor(load=lambda cell: HalfBroken("latents", caption="of no cell"))) == 0
     assert _rows(tmp_path / "run") == undisturbed
 
 

@@ -10,7 +10,7 @@ from sweep_fakes import FakeExecutor
 
 from entscale_jax.errors import UserError
 from entscale_jax.sweep.fetch import fetch_run
-from entscale_jax.sweep.files import open_files
+from entscale_jax.sweep.places import open_files
 from entscale_jax.sweep.status import read_status
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

@@ -1,12 +1,17 @@
 """What can pass is waited for, what can't is told at once, and neither leaves anything half-written."""
 
 import errno
+import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from s3_server import Between
 from sweep_fakes import FakeExecutor
 from test_run_sweep import CELLS
@@ -95,14 +100,17 @@ def test_a_run_that_is_ending_waits_no_more(clock):
 
 
 class Disk:
-    """Makes run folders on a disk that is full from a write on, for so many tries; each leaves half a file beside."""
+    """Makes run folders on a disk that is full from a write on, for so many seconds; each try leaves half a file."""
 
-    def __init__(self, first, tries):
-        self.writes, self.first, self.tries = 0, first, tries
+    def __init__(self, first, seconds, clock):
+        self.writes, self.first, self.seconds, self.clock = 0, first, seconds, clock
+        self.full_since = None
 
     def write(self, inner, name, data):
         self.writes += 1
-        if self.first <= self.writes < self.first + self.tries:
+        if self.writes == self.first:
+            self.full_since = self.clock()
+        if self.full_since is not None and self.clock() - self.full_since < self.seconds:
             path = inner.folder / name
             path.with_name(f".{path.name}.1-1.tmp").write_bytes(data[: len(data) // 2])
             raise FULL
@@ -120,7 +128,7 @@ def fast(monkeypatch, clock):
 
 
 def test_a_disk_that_is_full_for_a_minute_costs_nothing(sweep, tmp_path, monkeypatch, fast):
-    disk = Disk(30, 11)
+    disk = Disk(30, 60.0, fast)
     monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", disk.open)
     executor = FakeExecutor()
     assert sweep(executor) == 0
@@ -130,14 +138,14 @@ def test_a_disk_that_is_full_for_a_minute_costs_nothing(sweep, tmp_path, monkeyp
     assert pq.read_table(tmp_path / "run" / "samples.parquet").num_rows == CELLS
     # Not full, it does not wait: the control.
     before = fast.now
-    monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 0).open)
+    monkeypatch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 0.0, fast).open)
     assert sweep(FakeExecutor(), tmp_path / "other") == 0
     assert fast.now == before
 
 
 def test_a_disk_that_stays_full_ends_the_run_and_half_a_file_counts_for_nothing(sweep, tmp_path, monkeypatch, fast):
     with monkeypatch.context() as patch:
-        patch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, 10**6).open)
+        patch.setattr("entscale_jax.sweep.api.RunFolder", Disk(30, float("inf"), fast).open)
         with pytest.raises(
             UserError, match=r"^writing .*run/.* failed for .* s \(No space left on device\): mend that"
         ):
@@ -149,3 +157,53 @@ def test_a_disk_that_stays_full_ends_the_run_and_half_a_file_counts_for_nothing(
     assert 0 < len(rest.log) < 18
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert pq.read_table(tmp_path / "run" / "samples.parquet").num_rows == CELLS
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of three MiB."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("only root on Linux mounts file systems")
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def _check_whole(run):
+    """Every image and row that is there under its name is whole, and no row lacks its image."""
+    for image in (run / "images").glob("*.png"):
+        with Image.open(image) as opened:
+            opened.load()
+    rows = [json.loads(path.read_text()) for path in (run / "rows").glob("*.json")]
+    assert rows
+    assert all((run / row["image"]).is_file() for row in rows)
+    return len(rows)
+
+
+def test_a_real_disk_that_is_full_is_waited_for_and_the_same_command_goes_on(sweep, small_disk, fast, monkeypatch):
+    run, filler = small_disk / "run", small_disk / "of someone else"
+    filler.write_bytes(bytes(2500 * 2**10))
+    with pytest.raises(UserError, match=r"^writing .* failed for \d+ s \(No space left on device\): mend that"):
+        sweep(FakeExecutor(), run)
+    assert fast.now > 100
+    assert 0 < _check_whole(run) < CELLS
+    # Someone makes room while the next run waits.
+    pause = fast.sleep
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: (filler.unlink(missing_ok=True), pause(seconds)))
+    waited, rest = fast.now, FakeExecutor()
+    assert sweep(rest, run) == 0
+    assert waited < fast.now < waited + 60
+    assert not filler.exists()
+    assert 0 < len(rest.log) < 18
+    assert _check_whole(run) == CELLS
+    # With that room from the start, nothing waits: the control.
+    shutil.rmtree(run)
+    waited = fast.now
+    assert sweep(FakeExecutor(), run) == 0
+    assert fast.now == waited

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ObjectStoreFullError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectStoreFullError
 
 from entscale_jax.errors import UserError
 from entscale_jax.sweep import ray_executor
@@ -118,6 +118,7 @@ def test_where_workers_never_live_none_is_started_any_more(cluster, monkeypatch)
         (ObjectStoreFullError("no room"), False, False, True),
         (ray.exceptions.RaySystemError("broken"), False, False, False),
         (ActorDiedError(), True, False, False),
+        (ActorUnavailableError("Socket closed", None), True, True, False),
         ("The actor died because its node has died.", True, True, False),
     ],
 )

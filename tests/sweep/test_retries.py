@@ -67,14 +67,30 @@ def test_nodes_and_passing_failures_count_apart():
 def test_a_batch_is_halved_once_for_all_of_a_bucket_that_is_in_hand():
     retries = Retries()
     first, second, *_ = [task for task in _tasks() if task.chunk.width == 96]
-    assert {len(part.cells) for part in retries.out_of_memory(first).again} == {2}
-    assert {len(part.cells) for part in retries.out_of_memory(second).again} == {2}
+    assert {len(part.cells) for part in retries.out_of_memory(first, "gpu").again} == {2}
+    assert {len(part.cells) for part in retries.out_of_memory(second, "gpu").again} == {2}
     (other, *_) = [task for task in _tasks() if task.chunk.width == 64]
-    assert retries.within_limit(other) == (other,)
-    parts = retries.within_limit(second)
-    assert {len(part.cells) for part in retries.out_of_memory(parts[0]).again} == {1}
-    (single, *_) = retries.within_limit(second)
-    assert retries.out_of_memory(single).given_up == (single,)
+    assert retries.within_limit(other, "gpu") == (other,)
+    assert retries.within_limit(second, "larger gpu") == (second,)
+    parts = retries.within_limit(second, "gpu")
+    assert {len(part.cells) for part in retries.out_of_memory(parts[0], "gpu").again} == {1}
+    (single, *_) = retries.within_limit(second, "gpu")
+    assert retries.out_of_memory(single, "gpu").given_up == (single,)
+
+
+@pytest.mark.parametrize("batch", [4, 7])
+def test_a_cell_comes_to_the_same_place_of_a_halved_batch_whatever_else_is_wanted(batch):
+    plan = small_plan(batch=batch)
+    for chunk in plan.chunks:
+        (whole,) = [chunk.task({cell.id for cell in chunk.cells})]
+        retries = Retries()
+        halves = retries.out_of_memory(whole, "gpu").again
+        quarters = [part for half in halves for part in retries.out_of_memory(half, "gpu").again]
+        places = {cell.id: (len(part.cells), part.cells.index(cell)) for part in quarters for cell in part.wanted_cells}
+        later = Retries({(chunk.program.key, "gpu"): len(quarters[0].cells)})
+        for cell in chunk.cells:
+            (alone,) = later.within_limit(chunk.task({cell.id}), "gpu")
+            assert (len(alone.cells), alone.wanted.index(True)) == places[cell.id]
 
 
 def test_a_program_is_hopeless_only_where_it_has_drawn_nothing():

@@ -72,7 +72,8 @@ def test_every_cell_is_a_row_and_an_image(undisturbed, spec_file):
 def test_columns_are_those_of_the_design(undisturbed):
     assert pq.read_schema(undisturbed / "samples.parquet").names == [
         *("cell", "model", "width", "height", "method", "prompt", "seed", "image", "seconds", "device"),
-        *("objects_exact", "objects_missing", "objects_extra", "entropy", "sha256", "error"),
+        *("objects_exact", "objects_missing", "objects_extra", "entropy", "scenes_clip", "clip"),
+        *("sha256", "error"),
     ]
     assert pq.read_schema(undisturbed / "entropy.parquet").names == [
         *("cell", "model", "width", "height", "method", "layer", "tokens", "train_tokens", "step"),

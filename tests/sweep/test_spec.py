@@ -42,8 +42,8 @@ MISTAKES = [
     ("[64x48, 128x32]", "64x48", 4, "sizes is '64x48': give a list"),
     ("[64x48, 128x32]", "[]", 4, "sizes: this list is empty: give one entry or more"),
     ("entropy, {", "entrpy, {", 5, "methods[1]: unknown rule 'entrpy': did you mean 'entropy'?"),
-    ("entropy, {", "resize, {", 5, "methods[1]: method 'resize' is not available yet"),
-    ("entropy, {", "{rule: multidiffusion}, {", 5, "methods[1]: method 'multidiffusion' is not available yet"),
+    ("entropy, {", "resise, {", 5, "methods[1]: unknown rule 'resise': did you mean 'resize'?"),
+    ("entropy, {", "{rule: multidiffusion}, {", 5, "methods[1]: 'multidiffusion' is no rule but a baseline"),
     (
         "entropy, {",
         "fixed, {",

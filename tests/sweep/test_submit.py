@@ -22,6 +22,7 @@ from entscale_jax.sweep.nodes import promised_nodes
 from entscale_jax.sweep.ray_environment import prepare_token
 from entscale_jax.sweep.script import run_folder
 from entscale_jax.sweep.spec import read_sweep
+from entscale_jax.sweep.store import RunFolder
 from entscale_jax.sweep.submit import Submission, Way, choose_way, exit_code, portable_spec, submit
 
 LOCAL = {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []}
@@ -147,6 +148,20 @@ def test_the_exit_code_is_the_sweeps_own(cluster_file, tmp_path, code, event, ex
     cluster = Cluster(tmp_path / "head", code, make_event("end", finished=1, **event))
     assert submit(Submission(cluster_file), Console(file=io.StringIO()), cluster) == expected
     assert exit_code(tmp_path / "nowhere", failed=True) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_exit_code_of_a_run_in_a_bucket_is_read_there(cluster_file, spec_file, s3):
+    run, console = RunFolder(f"{s3}/run"), Console(file=io.StringIO(), width=300)
+    run.event_log()(make_event("end", outcome="interrupted", finished=1, failed=0))
+    cluster_job = Submission(spec_file, out=run.place, address="http://head:8265")
+    assert submit(cluster_job, console, lambda command: 1) == 130
+    on_cluster = Submission(cluster_file, out=run.place)
+    assert submit(on_cluster, console, lambda command: int("exec" in command)) == 130
+    assert f"entscale fetch {run.place} brings it home" in console.file.getvalue()
+    # The control: where the log can't be read, all that is known is that the job failed.
+    elsewhere = Submission(cluster_file, out="s3://no-such-bucket/run")
+    assert submit(elsewhere, console, lambda command: int("exec" in command)) == 1
 
 
 @pytest.mark.parametrize("verb", ["up", "rsync-up", "rsync-down"])

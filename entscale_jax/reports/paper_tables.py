@@ -1,0 +1,280 @@
+"""The tables of a run as the paper has them: a figure for each size and method, its interval, and what it is of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..metrics.extractor import Extractor
+from ..metrics.figure import Figure, bootstrap_interval, paired_interval
+from ..metrics.frechet import fid
+from ..metrics.kernel import kid_difference, kid_interval
+from ..statistics import Interval
+from .features import FeatureSet, Group, gather_features
+from .published import DATA, Published, published
+from .records import Pair, Run, Sample, Size
+from .references import Reference, check_large_enough, own_reference, picture_reference, run_reference
+
+Values = Mapping[Pair, float]
+OpenExtractor = Callable[[str, Run], Extractor]
+"""An extractor by its identity, for a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A figure in its place."""
+
+    size: Size
+    method: str
+    figure: Figure
+    difference: Interval | float | None
+    """From the first method at this size, over pairs; a Frechet distance has no interval."""
+    published: Published | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """All figures of one metric."""
+
+    metric: str
+    title: str
+    digits: int
+    baseline: str
+    methods: tuple[str, ...]
+    sizes: tuple[Size, ...]
+    entries: Mapping[tuple[Size, str], Entry]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    digits: int
+    value: Callable[[Sample], float | None]
+
+
+def _objects(index: int, factor: float = 1.0) -> Callable[[Sample], float | None]:
+    return lambda sample: None if sample.objects is None else factor * sample.objects[index]
+
+
+COLUMNS = {
+    "clip": _Column(
+        "CLIP score, the cosine of image and caption, higher is better", 4, lambda one: one.clip.get("clip")
+    ),
+    "scenes_clip": _Column(
+        "Cosine of image and caption by the scenes' contrastive model, higher is better",
+        4,
+        lambda one: one.clip.get("scenes_clip"),
+    ),
+    "objects_exact": _Column(
+        "Images that hold what the caption says and nothing more, per cent", 1, _objects(0, 100.0)
+    ),
+    "objects_missing": _Column("Objects that are missing, an image", 2, _objects(1)),
+    "objects_extra": _Column("Objects too many, an image", 2, _objects(2)),
+    "seconds": _Column("Seconds an image, without compiling, in the batches of the run", 3, lambda one: one.seconds),
+}
+"""Metrics that have a value a picture, in the order of the tables."""
+DISTANCES = {
+    ("", "fid"): ("FID, lower is better", 3),
+    ("", "kid"): ("KID x 1000, lower is better", 3),
+    ("scenes", "fid"): ("Frechet distance of the scenes' features, lower is better", 3),
+    ("scenes", "kid"): ("Kernel distance x 1000 of the scenes' features, lower is better", 3),
+}
+KID_UNIT = 1000.0
+
+
+def make_tables(
+    run: Run, reference: Path | None = None, open_extractor: OpenExtractor | None = None, column: str = "image"
+) -> list[PaperTable]:
+    """Every table that the run's metrics allow, distances first.
+
+    Args:
+        run: drawn, whole or in part.
+        reference: a folder of pictures, a Parquet file, or a run; None compares with the run's own pictures at the
+            training size.
+        open_extractor: makes what saw the run's pictures, for those of a folder or a Parquet file.
+        column: of a Parquet file, the one with the pictures.
+
+    Raises UserError where nothing was drawn, nothing was measured, or the reference does not fit.
+    """
+    if not any(sample.error is None for sample in run.samples):
+        raise UserError(f"run {run.folder} has no drawn cell: go on with its sweep")
+    tables = [*_distance_tables(run, reference, open_extractor, column), *_column_tables(run)]
+    if all(table.metric == "seconds" for table in tables):
+        raise UserError(
+            f"run {run.folder} measured nothing that a table is made of: draw it with metrics such as objects, "
+            "scenes_fid, scenes_kid, scenes_clip, fid, kid or clip"
+        )
+    return tables
+
+
+def _column_tables(run: Run) -> list[PaperTable]:
+    tables = []
+    for name, column in COLUMNS.items():
+        values = {
+            (size, method): {
+                pair: value
+                for pair, sample in run.of(size, method).items()
+                if sample.error is None and (value := column.value(sample)) is not None
+            }
+            for size in run.sizes
+            for method in run.methods
+        }
+        entries = {
+            (size, method): _column_entry(name, size, method, found, values.get((size, run.methods[0]), {}), run)
+            for (size, method), found in values.items()
+            if found
+        }
+        if entries:
+            tables.append(_table(name, column.title, column.digits, run, entries))
+    return tables
+
+
+def _column_entry(name: str, size: Size, method: str, values: Values, base: Values, run: Run) -> Entry:
+    mean = bootstrap_interval(np.array(list(values.values())))
+    both = [pair for pair in values if pair in base]
+    difference = None
+    if method != run.methods[0] and both:
+        difference = paired_interval(np.array([values[pair] for pair in both]), np.array([base[pair] for pair in both]))
+    figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean)
+    return Entry(
+        size=size, method=method, figure=figure, difference=difference, published=published(name, size, method)
+    )
+
+
+def _distance_tables(
+    run: Run, place: Path | None, open_extractor: OpenExtractor | None, column: str
+) -> list[PaperTable]:
+    tables = []
+    asked = {str(metric) for metric in run.spec.get("metrics", ())}
+    for identity, sets in gather_features(run).items():
+        prefix = "scenes" if identity.startswith("scenes") else ""
+        references = {model: _find(run, identity, sets, model, place, open_extractor, column) for model in run.models}
+        for kind in ("fid", "kid"):
+            name = f"{prefix}_{kind}" if prefix else kind
+            if name not in asked:
+                continue
+            for reference in references.values():
+                check_large_enough(reference, name)
+            make = _fid_entry if kind == "fid" else _kid_entry
+            entries = {
+                group: make(name, group, sets, references[group[0].model], identity, run)
+                for group in product(run.sizes, run.methods)
+                if group in sets and group != references[group[0].model].own and sets[group].moments.count > 1
+            }
+            if entries:
+                tables.append(_table(name, *DISTANCES[prefix, kind], run, entries))
+    return tables
+
+
+def _find(
+    run: Run,
+    identity: str,
+    sets: Mapping[Group, FeatureSet],
+    model: str,
+    place: Path | None,
+    open_extractor: OpenExtractor | None,
+    column: str,
+) -> Reference:
+    if place is None:
+        return own_reference(run, sets, model)
+    if (place / "spec.yaml").is_file():
+        return run_reference(place, identity, model)
+    if open_extractor is None:
+        raise UserError(f"no extractor {identity} is at hand for {place}")
+    return picture_reference(place, open_extractor(identity, run), run.folder / "references", column)
+
+
+def _fid_entry(
+    name: str, group: Group, sets: Mapping[Group, FeatureSet], reference: Reference, identity: str, run: Run
+) -> Entry:
+    value = fid(sets[group].moments, reference.moments)
+    base = group[0], run.methods[0]
+    comparable = base != group and base in sets and sets[base].moments.count == sets[group].moments.count
+    difference = value - fid(sets[base].moments, reference.moments) if comparable else None
+    return Entry(
+        size=group[0],
+        method=group[1],
+        figure=_figure(name, value, sets[group], reference, identity, None),
+        difference=difference,
+        published=published(name, *group),
+    )
+
+
+def _kid_entry(
+    name: str, group: Group, sets: Mapping[Group, FeatureSet], reference: Reference, identity: str, run: Run
+) -> Entry:
+    mine = sets[group]
+    found = kid_interval(mine.features, reference.features).scaled(KID_UNIT)
+    base = sets.get((group[0], run.methods[0]))
+    difference = None
+    if base is not None and group[1] != run.methods[0]:
+        both = sorted(pair for pair in mine.kept if pair in base.kept)
+        if len(both) > 1:
+            first, second = (np.stack([one.kept[pair] for pair in both]) for one in (mine, base))
+            difference = kid_difference(first, second, reference.features).scaled(KID_UNIT)
+    return Entry(
+        size=group[0],
+        method=group[1],
+        figure=_figure(name, found.mean, mine, reference, identity, found),
+        difference=difference,
+        published=published(name, *group),
+    )
+
+
+def _figure(
+    name: str, value: float, mine: FeatureSet, reference: Reference, identity: str, interval: Interval | None
+) -> Figure:
+    extractor, _, resize = identity.partition(", resize ")
+    return Figure(
+        name=name,
+        value=value,
+        count=mine.moments.count,
+        reference=reference.name,
+        reference_count=reference.moments.count,
+        resize=resize,
+        extractor=extractor,
+        interval=interval,
+    )
+
+
+def _table(metric: str, title: str, digits: int, run: Run, entries: Mapping[Group, Entry]) -> PaperTable:
+    return PaperTable(
+        metric=metric,
+        title=title,
+        digits=digits,
+        baseline=run.methods[0],
+        methods=tuple(method for method in run.methods if any(key[1] == method for key in entries)),
+        sizes=tuple(size for size in run.sizes if any(key[0] == size for key in entries)),
+        entries=entries,
+        notes=tuple(_notes(list(entries.values()))),
+    )
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    """What the figures are of, and what of it is not as in the paper."""
+    notes = []
+    figures = [entry.figure for entry in entries]
+    counts = sorted({figure.count for figure in figures})
+    notes.append(f"{_span(counts)} images a figure")
+    first = figures[0]
+    if first.reference:
+        notes.append(
+            f"compared with {first.reference}, {first.reference_count:,} images; extractor {first.extractor}, resize "
+            f"{first.resize}, no crop"
+        )
+    if any(figure.interval for figure in figures):
+        notes.append("in brackets 95% bootstrap intervals; differences are of pairs of the same caption and seed")
+    seen = {entry.size.model.rsplit("/", 1)[-1] for entry in entries if entry.published}
+    for model in sorted(seen):
+        paper = {entry.published.pictures for entry in entries if entry.published and entry.published.pictures}
+        of = f", {_span(sorted(paper))} images a figure" if paper else ""
+        notes.append(f"the paper's: {DATA[model]}{of}; its sampler, steps and guidance are not given")
+    return notes
+
+
+def _span(counts: Sequence[int]) -> str:
+    return f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
