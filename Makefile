@@ -25,7 +25,7 @@ TEST_PROCESSES ?= 2
 PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy sweep scenes-study scenes-calibrated tables scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy setup-browser sweep scenes-study scenes-calibrated tables scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,12 @@ help: ## List the targets
 setup: $(STAMP) ## Make .venv with everything in it (another Python: make setup PYTHON=python3.12 VENV=.venv312)
 
 setup-legacy: $(LEGACY_STAMP) ## Make .venv-legacy, with diffusers 0.39 and transformers 4.57, the last that had Flax
+
+setup-browser: ## Install Debian's Chromium for the tests of pages, where root and apt-get are there; else they are skipped
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+		&& echo "Installing chromium" && apt-get update -qq >/dev/null \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
+		|| echo "No chromium was installed: tests of pages are skipped"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(call install,$(VENV),constraints.txt,$(EVERYTHING))

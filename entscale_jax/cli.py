@@ -404,6 +404,35 @@ def report(
 
 
 @app.command()
+def rate(
+    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.", metavar="RUN")],
+    rater: Annotated[
+        str | None, typer.Option(help="Who rates; the page asks for a name if not given.", show_default=False)
+    ] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(help="So many pairs, the same for all raters; all if not given.", show_default=False),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to serve at; 0.0.0.0 lets other machines in, by a link with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+) -> None:
+    """Serve a page on which people rate the pictures from 1 to 10, without being told what drew them."""
+    from .reports.rate_command import rate
+
+    console = Console()
+    rate(
+        run,
+        rater=rater,
+        host=host,
+        port=port,
+        pairs=pairs,
+        say=lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
+    )
+
+
+@app.command()
 def tables(
     run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.", metavar="RUN")],
     reference: Annotated[

@@ -49,6 +49,8 @@ class EntropyPoint:
     """Mean entropy of each layer."""
     images: Mapping[tuple[str, int], float]
     """Caption and seed -> mean entropy over layers."""
+    by_image: tuple[tuple[float, ...], ...] = ()
+    """Mean entropy of each layer, image by image; empty where only the means are known."""
 
     @property
     def finest(self) -> int:
@@ -64,6 +66,14 @@ class EntropyPoint:
     def mean(self) -> Interval:
         """Over layers and images, with its interval over images."""
         return bootstrap_mean(np.array([*self.images.values()])[:, None])[0]
+
+    @cached_property
+    def layer_intervals(self) -> tuple[Interval, ...]:
+        """Of each layer over images; empty where only the means are known."""
+        values = np.array(self.by_image)
+        # A few columns at a time: thousands of images of all layers at once, resampled, would need a gigabyte.
+        blocks = (values[:, start : start + 4] for start in range(0, values.shape[-1], 4))
+        return tuple(found for block in blocks for found in bootstrap_mean(block)) if self.by_image else ()
 
     def less(self, other: "EntropyPoint") -> Interval | None:
         """The mean difference over the captions and seeds that both drew; None where there are none."""

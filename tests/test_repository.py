@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -96,7 +97,16 @@ def test_every_target_installs_first():
     targets = re.findall(r"^([a-z][a-z-]*):(.*?)##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     needs_nothing = {name for name, needs in targets if "STAMP)" not in needs}
     assert {"setup", "setup-legacy", "sweep", "test", "test-full", "check", "format"} <= {name for name, _ in targets}
-    assert needs_nothing == {"help", "clean"}
+    assert needs_nothing == {"help", "clean", "setup-browser"}
+
+
+def test_ci_installs_the_browser_and_goes_on_without_it():
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert lines.index("make setup-browser") < lines.index("make check")
+    nothing = {"PATH": ""}  # Neither a browser nor apt-get.
+    command = [shutil.which("make"), "--directory", str(ROOT), "setup-browser", f"SHELL={shutil.which('sh')}"]
+    done = subprocess.run(command, env=nothing, capture_output=True, text=True, timeout=60, check=True)
+    assert "No chromium was installed: tests of pages are skipped" in done.stdout
 
 
 def test_ci_script_can_be_run():

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..entropies import ORIGINAL, EntropyPoint, EntropyStudy, PixelSize, size_text, squareness
-from .figures import COLOURS, INK, MARKERS, STYLE, legend_above
+from .figures import COLOURS, INK, MARKERS, STYLE, arms, legend_above
 from .study_figures import short_name
 
 _APART = 1.12
@@ -37,7 +37,8 @@ def draw_against_tokens(study: EntropyStudy) -> Figure:
 def draw_layers(study: EntropyStudy) -> Figure | None:
     """Figure 6: mean entropy of each layer in the order of the network, a panel a size, a series a rule, E_T dashed.
 
-    None where no size has other token counts than the training size.
+    With intervals over images, where the entropy of each is known. None where no size has other token counts than the
+    training size.
     """
     sizes = study.panels()
     if not sizes:
@@ -126,9 +127,13 @@ def _layers_panel(panel: Axes, study: EntropyStudy, size: PixelSize) -> None:
         panel.plot(places, study.trained.layers, "--_", color=INK, alpha=0.8, linewidth=1, markersize=12, label=label)
     for index, method in enumerate(study.methods):
         point = study.at(size, method)
-        panel.plot(
+        layers = point.layers if point else ()
+        intervals = point.layer_intervals if point else ()
+        panel.errorbar(
             places if point else [],
-            point.layers if point else [],
+            layers,
+            yerr=arms([*zip(layers, intervals, strict=True)]) if intervals else None,
+            elinewidth=0.8,
             marker=MARKERS[index % len(MARKERS)],
             markersize=5,
             linewidth=1.2,

@@ -71,12 +71,14 @@ def _study(run: Run, model: str, found: list[LayerEntropy]) -> EntropyStudy:
 
 def _point(run: Run, size: Size, method: str, layers: list[LayerEntropy]) -> EntropyPoint:
     samples = run.of(size, method).values()
+    cells = [cell for cell in layers[0].images if all(cell in one.images for one in layers)]
     return EntropyPoint(
         size=(size.width, size.height),
         method=method,
         tokens=tuple(one.tokens for one in layers),
         layers=tuple(one.entropy for one in layers),
         images={sample.pair: sample.entropy for sample in samples if sample.entropy is not None},
+        by_image=tuple(tuple(one.images[cell] for one in layers) for cell in cells),
     )
 
 

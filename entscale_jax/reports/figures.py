@@ -56,7 +56,7 @@ def draw_objects(tables: Sequence[ObjectsTable], methods: Sequence[str]) -> Figu
 
 
 def entropy_figure(table: EntropyTable, methods: Sequence[str]) -> Markup:
-    """Mean entropy against tokens, a panel a level; dashed the most that it can be, dotted the training size."""
+    """Mean entropy against tokens with intervals, a panel a level; dashed the most that it can be, dotted N = T."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.4, 3.2 * len(table.levels)), 3.4), layout="constrained")
         panels = figure.subplots(1, len(table.levels), squeeze=False)[0]
@@ -103,10 +103,12 @@ def _entropy_panel(panel: Axes, table: EntropyTable, train_tokens: int, methods:
     panel.plot(tokens, [math.log(count) for count in tokens], "--", color=INK, alpha=0.5, label="uniform: log N")
     panel.axvline(train_tokens, linestyle=":", color=INK, alpha=0.5, label="N = T")
     for index, method in enumerate(methods):
-        measured = [(line.tokens, line.entropy[method]) for line in lines if method in line.entropy]
-        panel.plot(
-            [count for count, _ in measured],
-            [entropy for _, entropy in measured],
+        measured = [line for line in lines if method in line.entropy]
+        panel.errorbar(
+            [line.tokens for line in measured],
+            [line.entropy[method] for line in measured],
+            yerr=arms([(line.entropy[method], line.intervals.get(method)) for line in measured]),
+            elinewidth=0.9,
             linestyle="none",
             label=method,
             marker=MARKERS[index % len(MARKERS)],
@@ -120,6 +122,12 @@ def _entropy_panel(panel: Axes, table: EntropyTable, train_tokens: int, methods:
     panel.set_title(f"level with T = {train_tokens}")
     panel.set_xlabel("tokens N (log axis)")
     panel.grid(alpha=0.2)
+
+
+def arms(values: Sequence[tuple[float, Interval | None]]) -> list[list[float]]:
+    """How far intervals reach below and above their means; nowhere without one."""
+    below = [max(0.0, mean - found.low) if found else 0.0 for mean, found in values]
+    return [below, [max(0.0, found.high - mean) if found else 0.0 for mean, found in values]]
 
 
 def legend_above(figure: Figure, panel: Axes) -> None:

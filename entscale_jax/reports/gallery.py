@@ -1,14 +1,31 @@
 """The pictures of a run, arranged for comparison: a card holds one caption and seed, drawn by every method."""
 
-import base64
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
+from urllib.parse import quote
 
+from .levels import Levels
 from .records import Pair, Run, Sample, Size
+from .thumbnails import shown_size, thumbnails
 
-SHOWN_SIDE = 192
-"""Pixels of the screen that a small picture's longer side is enlarged to, about: in whole steps, to stay crisp."""
+ID_LENGTH = 12
+"""Digits of a card's id: among a million cards two are alike with a probability of 0.2%."""
+
+
+class State(StrEnum):
+    """What became of a picture. The page's script knows these words."""
+
+    DRAWN = "drawn"
+    OPEN = "open"
+    """Not drawn yet."""
+    FAILED = "failed"
+    LOST = "lost"
+    """Its row is there, but no file that can be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +33,23 @@ class Picture:
     """One image with what was found in it, or why there is none."""
 
     method: str
-    source: str | None
-    """The image itself, as a data URI."""
+    state: State
     note: str
-    is_exact: bool = False
+    """What the detector found, or why there is no picture."""
+    file: str | None = None
+    """The image itself, relative to the page."""
+    thumbnail: str | None = None
+    """A data URI."""
+    objects: tuple[float, float, float] | None = None
+    """As in `Sample`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The pictures of one caption and seed, in the order of the methods."""
+    """The pictures of one caption and seed at one size, in the order of the methods."""
 
+    id: str
+    """The same in every report of the cells, however many others there are: what a permanent link names."""
     prompt: str
     seed: int
     pictures: tuple[Picture, ...]
@@ -33,59 +57,28 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class SizeGallery:
-    """The cards of one size, and how large its pictures are shown, in pixels of the screen."""
+    """The cards of one size, and how large its thumbnails are shown, in pixels of the screen."""
 
     size: Size
     label: str
-    anchor: str
+    is_control: bool
     width: int
     height: int
     cards: tuple[Card, ...]
 
 
-def galleries(run: Run) -> list[SizeGallery]:
-    """A gallery a size, of all captions and seeds that any method has come to."""
-    return [_gallery(run, size, number) for number, size in enumerate(run.sizes, 1)]
+def galleries(run: Run, levels: Mapping[Size, Levels], page: Path) -> list[SizeGallery]:
+    """A gallery a size, of all captions and seeds that any method has come to. `page` is the folder of the report."""
+    files = [run.folder / sample.image for sample in run.samples if sample.image]
+    small = dict(zip(files, thumbnails(files), strict=True))
+    return [_gallery(run, size, levels.get(size), small, page) for size in run.sizes]
 
 
-def enlargement(width: int, height: int) -> int:
-    """The whole factor by which a picture is shown larger; 1 for large ones, never smaller."""
-    return max(1, round(SHOWN_SIDE / max(width, height)))
-
-
-def _gallery(run: Run, size: Size, number: int) -> SizeGallery:
-    factor = enlargement(size.width, size.height)
-    cells = [run.of(size, method) for method in run.methods]
-    pairs = [pair for pair in run.pairs if any(pair in of_method for of_method in cells)]
-    return SizeGallery(
-        size=size,
-        label=run.label(size),
-        anchor=f"size-{number}",
-        width=size.width * factor,
-        height=size.height * factor,
-        cards=tuple(_card(run, size, pair) for pair in pairs),
-    )
-
-
-def _card(run: Run, size: Size, pair: Pair) -> Card:
-    pictures = [_picture(run.folder, method, run.of(size, method).get(pair)) for method in run.methods]
-    return Card(prompt=pair[0], seed=pair[1], pictures=tuple(pictures))
-
-
-def _picture(folder: Path, method: str, sample: Sample | None) -> Picture:
-    if sample is None:
-        return Picture(method=method, source=None, note="not drawn yet")
-    if sample.error is not None or sample.image is None:
-        return Picture(method=method, source=None, note="failed")
-    path = folder / sample.image
-    if not path.is_file():
-        return Picture(method=method, source=None, note=f"{sample.image} is missing")
-    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return Picture(method=method, source=source, note=verdict(sample), is_exact=_is_exact(sample.objects))
-
-
-def _is_exact(objects: Sequence[float] | None) -> bool:
-    return objects is not None and objects[0] == 1.0
+def card_id(size: Size, pair: Pair) -> str:
+    """What a permanent link calls the images of a caption and seed at a size."""
+    prompt, seed = pair
+    named = json.dumps([size.model, size.width, size.height, prompt, seed])
+    return sha256(named.encode()).hexdigest()[:ID_LENGTH]
 
 
 def verdict(sample: Sample) -> str:
@@ -95,3 +88,41 @@ def verdict(sample: Sample) -> str:
     exact, missing, extra = sample.objects
     wrong = [f"{count:.0f} {name}" for count, name in ((missing, "missing"), (extra, "extra")) if count]
     return "exact" if exact else ", ".join(wrong)
+
+
+def _gallery(run: Run, size: Size, levels: Levels | None, small: Mapping[Path, str | None], page: Path) -> SizeGallery:
+    cells = [run.of(size, method) for method in run.methods]
+    pairs = [pair for pair in run.pairs if any(pair in of_method for of_method in cells)]
+    width, height = shown_size(size.width, size.height)
+    return SizeGallery(
+        size=size,
+        label=run.label(size),
+        is_control=levels is not None and levels.is_control,
+        width=width,
+        height=height,
+        cards=tuple(_card(run, size, pair, small, page) for pair in pairs),
+    )
+
+
+def _card(run: Run, size: Size, pair: Pair, small: Mapping[Path, str | None], page: Path) -> Card:
+    pictures = [_picture(run, method, run.of(size, method).get(pair), small, page) for method in run.methods]
+    return Card(id=card_id(size, pair), prompt=pair[0], seed=pair[1], pictures=tuple(pictures))
+
+
+def _picture(run: Run, method: str, sample: Sample | None, small: Mapping[Path, str | None], page: Path) -> Picture:
+    if sample is None:
+        return Picture(method=method, state=State.OPEN, note="not drawn yet")
+    if sample.error is not None or sample.image is None:
+        return Picture(method=method, state=State.FAILED, note=f"failed: {sample.error or 'no image'}")
+    path = run.folder / sample.image
+    if small[path] is None:
+        fault = "can't be read" if path.is_file() else "is missing"
+        return Picture(method=method, state=State.LOST, note=f"{sample.image} {fault}")
+    return Picture(
+        method=method,
+        state=State.DRAWN,
+        note=verdict(sample),
+        file=quote(Path(os.path.relpath(path, page)).as_posix()),
+        thumbnail=small[path],
+        objects=sample.objects,
+    )

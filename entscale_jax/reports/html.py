@@ -1,10 +1,8 @@
-"""Writes the report of a run: one HTML file that needs nothing beside it, neither pictures nor network."""
+"""Writes the report of a run: one HTML file that needs no network, and shows its pictures larger beside their run."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .. import __version__
 from ..errors import UserError
@@ -14,9 +12,14 @@ from .entropy_runs import entropy_studies, paper_figures
 from .figures import entropy_figure, objects_figure
 from .gallery import galleries
 from .levels import find_levels
+from .page_parts import embedded_json, gallery_data, script, templates
 from .records import Run
 from .run_folder import read_run
 from .tables import entropy_tables, failed_cells, flatten, objects_tables, program_lines
+
+SCRIPTS = ("elements", "theme", "tables", "filters", "cards", "viewer", "main")
+PAGE = "report"
+"""The folder of the page within that of the run."""
 
 
 def write_report(run: Path | str) -> Path:
@@ -26,7 +29,7 @@ def write_report(run: Path | str) -> Path:
     """
     folder = Path(run)
     text = render(read_run(folder))
-    target = folder / "report" / "index.html"
+    target = folder / PAGE / "index.html"
     try:
         target.parent.mkdir(exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -42,15 +45,20 @@ def render(run: Run) -> str:
     levels = find_levels(run)
     counted = objects_tables(run, levels)
     entropy = entropy_tables(run)
+    found = galleries(run, levels, run.folder / PAGE)
+    code = script(*(f"report/{name}.js" for name in SCRIPTS))
     studies = {study.model: study for study in entropy_studies(run)}
     return (
-        _environment()
+        templates(interval=interval, signed=signed, counts=_counts, multipliers=_multipliers)
         .get_template("report.html.j2")
         .render(
             run=run,
             version=__version__,
             environment=flatten(run.environment),
-            galleries=galleries(run),
+            galleries=found,
+            states={picture.state for gallery in found for card in gallery.cards for picture in card.pictures},
+            data=embedded_json(gallery_data(found, run.methods)),
+            script=code,
             levels=levels,
             objects=counted,
             objects_figure=objects_figure(counted, run.methods) if counted else None,
@@ -62,18 +70,6 @@ def render(run: Run) -> str:
             resamples=RESAMPLES,
         )
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("entscale_jax.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(interval=interval, signed=signed, counts=_counts, multipliers=_multipliers)
-    return environment
 
 
 def _counts(values: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """The tables of a run as the paper has them: a figure for each size and method, its interval, and what it is of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -12,9 +12,11 @@ from ..metrics.extractor import Extractor
 from ..metrics.figure import Figure, bootstrap_interval, paired_interval
 from ..metrics.frechet import fid
 from ..metrics.kernel import kid_difference, kid_interval
-from ..statistics import Interval
+from ..statistics import Interval, interval
+from .answers import FOLDER as RATINGS
 from .features import FeatureSet, Group, gather_features
 from .published import DATA, Published, published
+from .ratings import RatingAgreement, rating_tables, read_ratings
 from .records import Pair, Run, Sample, Size
 from .references import Reference, check_large_enough, own_reference, picture_reference, run_reference
 
@@ -102,11 +104,11 @@ def make_tables(
     """
     if not any(sample.error is None for sample in run.samples):
         raise UserError(f"run {run.folder} has no drawn cell: go on with its sweep")
-    tables = [*_distance_tables(run, reference, open_extractor, column), *_column_tables(run)]
+    tables = [*_distance_tables(run, reference, open_extractor, column), *_column_tables(run), *_rating_table(run)]
     if all(table.metric == "seconds" for table in tables):
         raise UserError(
             f"run {run.folder} measured nothing that a table is made of: draw it with metrics such as objects, "
-            "scenes_fid, scenes_kid, scenes_clip, fid, kid or clip"
+            "scenes_fid, scenes_kid, scenes_clip, fid, kid or clip, or have its pictures rated: entscale rate"
         )
     return tables
 
@@ -143,6 +145,35 @@ def _column_entry(name: str, size: Size, method: str, values: Values, base: Valu
     return Entry(
         size=size, method=method, figure=figure, difference=difference, published=published(name, size, method)
     )
+
+
+def _rating_table(run: Run) -> list[PaperTable]:
+    if not any((run.folder / RATINGS).glob("*.jsonl")):
+        return []
+    scores, broken = read_ratings(run.folder)
+    found = rating_tables(run, scores)
+    differences = {(row.size, row.method): row.difference for row in found.differences}
+    sizes = {run.label(size): size for size in run.sizes}
+    entries = {
+        (sizes[row.size], row.method): Entry(
+            size=sizes[row.size],
+            method=row.method,
+            figure=Figure(name="rating", value=row.mean.mean, count=row.mean.count, interval=row.mean),
+            difference=differences.get((row.size, row.method)),
+            published=published("rating", sizes[row.size], row.method),
+        )
+        for row in found.means
+    }
+    if not entries:
+        return []
+    one = _table("rating", "Rating by people, 1 to 10, higher is better", 2, run, entries)
+    raters = f"{len(scores)} raters, {sum(row.answers for row in found.means)} answers"
+    return [replace(one, notes=(*one.notes, raters, *map(_agreement, found.agreement), *broken))]
+
+
+def _agreement(row: RatingAgreement) -> str:
+    alpha = "no two raters rated the same picture" if row.alpha is None else interval(row.alpha, 2)
+    return f"Krippendorff's alpha ({row.metric}) {f'at {row.size}' if row.size else 'of all'}: {alpha}"
 
 
 def _distance_tables(

@@ -64,6 +64,8 @@ class LayerEntropy:
     entropy: float
     logit_gap: float | None
     """None in a run that was drawn before it was measured."""
+    images: Mapping[str, float] = field(default_factory=dict)
+    """Cell -> mean entropy of the layer in its image, over the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

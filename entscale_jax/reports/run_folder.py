@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import fsum
 from pathlib import Path
 from typing import Any, cast
@@ -150,16 +150,20 @@ _LayerKey = tuple[Size, str, str, int, int]
 
 @dataclass
 class _Sums:
-    entropy: float = 0.0
-    entropies: int = 0
+    """Of a layer's entropies and gaps, and of the entropies of each cell with their count."""
+
     gap: float = 0.0
     gaps: int = 0
+    cells: dict[str, tuple[float, int]] = field(default_factory=dict)
 
-    def add(self, entropy: float, entropies: int, gap: float | None, gaps: int) -> None:
-        self.entropy += entropy
-        self.entropies += entropies
+    def add(self, cell: str, entropy: float, entropies: int, gap: float | None, gaps: int) -> None:
         self.gap += gap or 0.0
         self.gaps += gaps
+        self.cells[cell] = entropy, entropies
+
+    @property
+    def entropy(self) -> float:
+        return fsum(total for total, _ in self.cells.values()) / sum(count for _, count in self.cells.values())
 
 
 def _entropy(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[LayerEntropy]:
@@ -171,9 +175,9 @@ def _entropy(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[LayerE
         if PART in row:
             cells[row[PART]].append(row["cell"])
     for part, mine in cells.items():
-        _add_part(sums, folder / "entropy" / part.name, mine)
+        _add_table(sums, _read_table(folder / "entropy" / part.name), mine)
     if not sums:
-        yield from _layer_entropy_of_table(folder / "entropy.parquet")
+        _add_table(sums, _read_table(folder / "entropy.parquet"))
     for (size, method, layer, tokens, train_tokens), found in sums.items():
         yield LayerEntropy(
             size=size,
@@ -181,8 +185,9 @@ def _entropy(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[LayerE
             layer=layer,
             tokens=tokens,
             train_tokens=train_tokens,
-            entropy=found.entropy / found.entropies,
+            entropy=found.entropy,
             logit_gap=found.gap / found.gaps if found.gaps else None,
+            images={cell: total / count for cell, (total, count) in found.cells.items()},
         )
 
 
@@ -191,35 +196,23 @@ def _add_rows(sums: dict[_LayerKey, _Sums], rows: Sequence[Mapping[str, Any]]) -
         for layer in row.get("entropy_layers") or ():
             key = _size(row), row["method"], layer["layer"], layer["tokens"], layer["train_tokens"]
             gaps = layer.get("logit_gap", ())
-            sums[key].add(fsum(layer["entropy"]), len(layer["entropy"]), fsum(gaps), len(gaps))
+            sums[key].add(row["cell"], fsum(layer["entropy"]), len(layer["entropy"]), fsum(gaps), len(gaps))
 
 
-def _add_part(sums: dict[_LayerKey, _Sums], path: Path, cells: Sequence[str]) -> None:
-    table = _read_table(path)
+def _add_table(sums: dict[_LayerKey, _Sums], table: pa.Table | None, cells: Sequence[str] | None = None) -> None:
+    """Adds a table's layers, of all its cells or of some."""
     if table is None:
         return
-    mine = table.filter(cast(Any, pc).is_in(table["cell"], value_set=pa.array(cells, pa.string())))
+    known = table
+    if "logit_gap" not in known.column_names:
+        known = known.append_column("logit_gap", pa.nulls(known.num_rows, pa.float32()))
+    if cells is not None:
+        known = known.filter(cast(Any, pc).is_in(known["cell"], value_set=pa.array(cells, pa.string())))
     wanted = [(name, how) for name in ("entropy", "logit_gap") for how in ("sum", "count")]
-    for row in mine.group_by(_LAYER_COLUMNS).aggregate(wanted).to_pylist():
+    for row in known.group_by([*_LAYER_COLUMNS, "cell"], use_threads=False).aggregate(wanted).to_pylist():
         key = _size(row), row["method"], row["layer"], row["tokens"], row["train_tokens"]
-        sums[key].add(row["entropy_sum"], row["entropy_count"], row["logit_gap_sum"], row["logit_gap_count"])
-
-
-def _layer_entropy_of_table(path: Path) -> Iterator[LayerEntropy]:
-    table = _read_table(path)
-    if table is None:
-        return
-    if "logit_gap" not in table.column_names:
-        table = table.append_column("logit_gap", pa.nulls(table.num_rows, pa.float32()))
-    for row in table.group_by(_LAYER_COLUMNS).aggregate([("entropy", "mean"), ("logit_gap", "mean")]).to_pylist():
-        yield LayerEntropy(
-            size=_size(row),
-            method=row["method"],
-            layer=row["layer"],
-            tokens=row["tokens"],
-            train_tokens=row["train_tokens"],
-            entropy=row["entropy_mean"],
-            logit_gap=row["logit_gap_mean"],
+        sums[key].add(
+            row["cell"], row["entropy_sum"], row["entropy_count"], row["logit_gap_sum"], row["logit_gap_count"]
         )
 
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..statistics import Interval, bootstrap_mean
 from .levels import Levels
-from .records import Pair, Run, Sample, Size
+from .records import LayerEntropy, Pair, Run, Sample, Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,8 @@ class EntropyLine:
     tokens: int
     train_tokens: int
     entropy: Mapping[str, float]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """The same with their 95% bootstrap intervals over images, where the entropy of each image is known."""
 
     @property
     def uniform(self) -> float:
@@ -180,21 +182,37 @@ def _counted(samples: Mapping[Pair, Sample]) -> dict[Pair, tuple[float, float, f
 
 
 def _entropy_lines(run: Run, model: str) -> list[EntropyLine]:
-    layers: dict[tuple[Size, int, int], dict[str, list[float]]] = {}
+    layers: dict[tuple[Size, int, int], dict[str, list[LayerEntropy]]] = {}
     for record in run.entropy:
         key = record.size, record.train_tokens, record.tokens
-        layers.setdefault(key, {}).setdefault(record.method, []).append(record.entropy)
+        layers.setdefault(key, {}).setdefault(record.method, []).append(record)
     return [
-        EntropyLine(
-            size=str(size),
-            tokens=tokens,
-            train_tokens=train_tokens,
-            entropy={method: float(np.mean(values)) for method, values in layers[size, train_tokens, tokens].items()},
-        )
+        _entropy_line(str(size), tokens, train_tokens, layers[size, train_tokens, tokens])
         for size in run.sizes
         for _, train_tokens, tokens in sorted((key for key in layers if key[0] == size), reverse=True)
         if size.model == model
     ]
+
+
+def _entropy_line(
+    size: str, tokens: int, train_tokens: int, layers: Mapping[str, Sequence[LayerEntropy]]
+) -> EntropyLine:
+    """Of one level at one size; `layers` are those of each method."""
+    intervals = {method: interval for method, found in layers.items() if (interval := _over_images(found))}
+    return EntropyLine(
+        size=size,
+        tokens=tokens,
+        train_tokens=train_tokens,
+        entropy={method: float(np.mean([one.entropy for one in found])) for method, found in layers.items()},
+        intervals=intervals,
+    )
+
+
+def _over_images(layers: Sequence[LayerEntropy]) -> Interval | None:
+    """The mean over layers with its interval over the images of which all of them are known; None without any."""
+    cells = [cell for cell in layers[0].images if all(cell in layer.images for layer in layers)]
+    values = np.array([[np.mean([layer.images[cell] for layer in layers])] for cell in cells])
+    return bootstrap_mean(values)[0] if cells else None
 
 
 def _text(value: object) -> str:

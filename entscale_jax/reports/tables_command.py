@@ -48,11 +48,9 @@ def _origin(run: Run, folder: Path, reference: Path | None) -> list[str]:
     drawn = sum(sample.error is None for sample in run.samples)
     weights = ", ".join(f"{model} `{found[:12]}`" for model, found in run.weights.items())
     compared = f" --reference {reference}" if reference else ""
-    return [
-        f"`entscale tables {folder}{compared} --document`; {drawn:,} of {run.planned:,} images drawn, weights "
-        f"{weights}, commit `{run.environment.get('commit')}`: {sampler.get('name')}, {sampler.get('steps')} steps, guidance "
-        f"{sampler.get('guidance')}.",
-    ]
+    made = f"`entscale tables {folder}{compared} --document`; {drawn:,} of {run.planned:,} images drawn"
+    how = f"{sampler.get('name')}, {sampler.get('steps')} steps, guidance {sampler.get('guidance')}"
+    return [f"{made}, weights {weights}, commit `{run.environment.get('commit')}`: {how}."]
 
 
 def open_extractor(identity: str, run: Run) -> Extractor:

@@ -1,24 +1,26 @@
 """Reads a report as a browser would, so that tests look at the page and not at its template."""
 
-import base64
+import json
 from html.parser import HTMLParser
 
-_VOID = {"meta", "img", "br", "link"}
+_VOID = {"meta", "img", "br", "link", "input"}
 
 
 class Page(HTMLParser):
-    """Elements, texts, tables and references of a page. Unclosed elements are an error."""
+    """Elements, texts, tables, references and data of a page. Unclosed elements are an error."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
         self.tags: list[str] = []
         self.references: list[str] = []
-        self.images: list[bytes] = []
-        self.alternatives: list[str] = []
+        self.labels: list[str] = []
+        self.data: dict = {}
+        self.scripts: list[str] = []
         self.tables: list[list[list[str]]] = []
         self.text = ""
         self._open: list[str] = []
         self._cell: list[str] | None = None
+        self._script: dict[str, str | None] = {}
         self.feed(text)
         self.close()
         assert not self._open, self._open
@@ -28,6 +30,21 @@ class Page(HTMLParser):
         (found,) = [row for table in self.tables for row in table if row[: len(start)] == list(start)]
         return found
 
+    @property
+    def pictures(self) -> list[dict]:
+        """Of each card those that were drawn, with the caption and seed of the card."""
+        return [picture for picture in self.all_pictures if picture["state"] == "drawn"]
+
+    @property
+    def all_pictures(self) -> list[dict]:
+        """Of each card all, drawn or not."""
+        cards = self.data["cards"]
+        return [
+            {**picture, **{key: card[key] for key in ("prompt", "seed")}}
+            for card in cards
+            for picture in card["pictures"]
+        ]
+
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         if tag not in _VOID:
@@ -36,9 +53,10 @@ class Page(HTMLParser):
         self.references += [
             values[name] for name in ("src", "href", "xlink:href", "srcset", "action") if values.get(name)
         ]
-        if tag == "img":
-            self.images.append(base64.b64decode(values["src"].removeprefix("data:image/png;base64,")))
-            self.alternatives.append(values["alt"])
+        if tag == "script":
+            self._script = values
+        if values.get("aria-label"):
+            self.labels.append(values["aria-label"])
         if tag == "table":
             self.tables.append([])
         if tag == "tr":
@@ -59,6 +77,12 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self._open and self._open[-1] == "style":
+            return
+        if self._open and self._open[-1] == "script":
+            if self._script.get("type") == "application/json":
+                self.data = json.loads(data)
+            else:
+                self.scripts.append(data)
             return
         self.text += data
         if self._cell is not None:

@@ -4,7 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from entscale_jax.reports import tables
 from entscale_jax.reports.figures import INK, entropy_figure, objects_figure
+from entscale_jax.reports.records import LayerEntropy, Size
 from entscale_jax.reports.tables import EntropyLine, EntropyTable, ObjectCounts, ObjectsTable
 from entscale_jax.statistics import Interval
 
@@ -94,3 +96,45 @@ def test_a_method_that_drew_nothing_at_a_size_leaves_a_gap():
     assert table.of("original") is not None
     assert table.of("fixed:2") is None
     objects_figure([table], [*METHODS, "fixed:2"])
+
+
+def bars(figure):
+    """How many error bars a figure has."""
+    root = ElementTree.fromstring(figure)
+    return sum(element.get("id", "").startswith("LineCollection") for element in root.iter())
+
+
+def test_the_means_of_entropy_have_intervals(drawn):
+    interval = Interval(3.0, 2.5, 3.25, 8)
+    line = EntropyLine(
+        size="96x64",
+        tokens=384,
+        train_tokens=256,
+        entropy=dict.fromkeys(METHODS, 3.0),
+        intervals=dict.fromkeys(METHODS, interval),
+    )
+    with_intervals = entropy_figure(EntropyTable(model="scenes", lines=(line,)), METHODS)
+    assert bars(with_intervals) == 4  # Each method once more in the legend.
+    narrow = EntropyLine(**{**vars(line), "intervals": dict.fromkeys(METHODS, Interval(3.0, 3.0, 3.0, 8))})
+    assert entropy_figure(EntropyTable(model="scenes", lines=(narrow,)), METHODS) != with_intervals
+
+
+def test_intervals_of_entropy_are_over_the_images_of_a_level():
+    size = Size("scenes", 96, 64)
+    images = {f"cell-{number}": {"a": 1.0 + number, "b": 3.0 + number} for number in range(3)}
+    layers = [
+        LayerEntropy(
+            size=size,
+            method="original",
+            layer=layer,
+            tokens=384,
+            train_tokens=256,
+            entropy=3.0,
+            logit_gap=None,
+            images={cell: values[layer] for cell, values in images.items()} | {f"of {layer} alone": 50.0},
+        )
+        for layer in ("a", "b")
+    ]
+    interval = tables._over_images(layers)
+    # The images' means over both layers are 2, 3 and 4; each extreme is drawn three times with probability 1/27.
+    assert (interval.mean, interval.low, interval.high, interval.count) == (3.0, 2.0, 4.0, 3)

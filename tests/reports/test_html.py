@@ -1,12 +1,19 @@
 """The whole page, made from a synthetic run and read back as a browser would."""
 
+import base64
+import hashlib
+import html
+import io
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from page import Page
+from PIL import Image
 from synthetic_run import SyntheticRun
 
 from entscale_jax.errors import UserError
@@ -30,16 +37,30 @@ def test_path_is_that_of_the_design(folder):
     assert [path.name for path in (folder / "report").iterdir()] == ["index.html"]
 
 
-def test_page_needs_nothing_beside_it(folder):
+def test_page_needs_nothing_from_elsewhere(folder):
     page = make_page(SyntheticRun(), folder)
     assert page.references
-    assert [text for text in page.references if not text.startswith(("data:image/png;base64,", "#"))] == []
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert [text for text in page.references if not text.startswith("#")] == []
+    assert not {"link", "iframe", "object"} & set(page.tags)
     # The reader of this test does see what a page fetches.
-    assert Page('<a href="http://example.org/x.png"></a>').references == ["http://example.org/x.png"]
+    assert Page('<script src="http://example.org/x.js"></script>').references == ["http://example.org/x.js"]
 
 
-def test_pictures_are_the_files_themselves_in_pairs(folder):
+def test_only_the_script_of_the_page_may_run(folder):
+    text = write_report(SyntheticRun().write(folder)).read_text(encoding="utf-8")
+    (code,) = Page(text).scripts
+    allowed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    (policy,) = re.findall('http-equiv="Content-Security-Policy" content="(.*?)"', text)
+    policy = html.unescape(policy)
+    assert "default-src 'none'" in policy
+    assert re.findall("script-src (.*?);", policy) == [f"'sha256-{allowed}'"]
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def test_pictures_stand_in_the_page_small_and_beside_it_whole_in_pairs(folder):
     run = SyntheticRun(seeds=(0, 5))
     page = make_page(run, folder)
     cells = [
@@ -53,8 +74,21 @@ def test_pictures_are_the_files_themselves_in_pairs(folder):
         for seed in run.seeds
         for method in run.methods
     ]
-    assert page.images == [(folder / cell["image"]).read_bytes() for cell in cells]
-    assert page.alternatives == [f"{cell['prompt']}, {cell['method']}" for cell in cells]
+    shown = [(picture["prompt"], picture["method"], picture["seed"]) for picture in page.pictures]
+    assert shown == [(cell["prompt"], cell["method"], cell["seed"]) for cell in cells]
+    for picture, cell in zip(page.pictures, cells, strict=True):
+        assert (folder / "report" / picture["file"]).resolve() == (folder / cell["image"]).resolve()
+        kind, data = picture["thumbnail"].split(",")
+        assert kind == "data:image/webp;base64"
+        np.testing.assert_array_equal(pixels(base64.b64decode(data)), pixels((folder / cell["image"]).read_bytes()))
+
+
+def test_the_link_to_a_pair_outlives_a_larger_run(tmp_path):
+    small = make_page(SyntheticRun(), tmp_path / "small").data["cards"]
+    large = SyntheticRun(sizes=((32, 32), (64, 64), (96, 64)), prompts=("more", CIRCLE, SQUARE), methods=("entropy",))
+    found = {card["id"]: card["prompt"] for card in make_page(large, tmp_path / "large").data["cards"]}
+    assert len(found) == 9
+    assert [found[card["id"]] for card in small] == [card["prompt"] for card in small]
 
 
 def test_every_text_is_escaped(folder):
@@ -64,9 +98,11 @@ def test_every_text_is_escaped(folder):
     )
     text = write_report(run.write(folder)).read_text(encoding="utf-8")
     page = Page(text)
-    assert "<script" not in text
+    # The page's data and its code.
+    assert text.count("<script") == text.count("</script") == page.tags.count("script") == 2
+    assert len(page.scripts) == 1
     assert "http://example.org" not in "".join(page.references)
-    assert f"{HOSTILE}, original" in page.alternatives
+    assert {picture["prompt"] for picture in page.pictures} == {HOSTILE, CIRCLE}
     assert HOSTILE in page.row("64x64", "entropy", HOSTILE, "0")[4]
     assert page.row("weights of </td>scenes<b>")
     assert other in run.sizes
@@ -90,8 +126,13 @@ def test_object_counts(folder):
     assert page.row("entropy", "2", "0.0 (0.0 to 0.0)") == [
         *("entropy", "2", "0.0 (0.0 to 0.0)", "0.50 (0.00 to 1.00)", "0.50 (0.00 to 1.00)")
     ]
-    assert "3 extra" in page.text
-    assert "1 missing" in page.text
+    notes = {(picture["method"], picture["prompt"]): picture["note"] for picture in page.pictures[4:]}
+    assert notes == {
+        ("original", CIRCLE): "3 extra",
+        ("original", SQUARE): "exact",
+        ("entropy", CIRCLE): "1 missing",
+        ("entropy", SQUARE): "1 extra",
+    }
 
 
 def test_differences_are_of_pairs_and_zero_in_the_interval_is_said(folder):
@@ -159,7 +200,7 @@ def test_failed_cells_keep_their_error(folder):
     page = make_page(SyntheticRun(errors={((64, 64), "entropy", SQUARE): "RuntimeError: no memory"}), folder)
     assert page.row("64x64", "entropy", SQUARE, "0")[4] == "RuntimeError: no memory"
     assert "1 of 8 cells failed" in page.text
-    assert len(page.images) == 7
+    assert len(page.pictures) == 7
 
 
 def test_a_whole_run_says_nothing_of_failures_or_missing_cells(folder):
@@ -175,8 +216,8 @@ def test_an_unfinished_run_says_how_much_is_done(folder):
         path.unlink()
     page = Page(write_report(folder).read_text())
     assert "Unfinished: 5 of 8 cells are done" in page.text
-    assert "not drawn yet" in page.text
-    assert len(page.images) == 5
+    assert [picture["note"] for picture in page.all_pictures if picture["state"] == "open"] == ["not drawn yet"] * 3
+    assert len(page.pictures) == 5
 
 
 def test_a_seed_for_each_caption_is_planned_once(folder):
@@ -190,8 +231,24 @@ def test_a_lost_picture_is_named(folder):
     run.write(folder)
     (folder / run.rows[0]["image"]).unlink()
     page = Page(write_report(folder).read_text())
-    assert f"{run.rows[0]['image']} is missing" in page.text
-    assert len(page.images) == 7
+    lost = [picture["note"] for picture in page.all_pictures if picture["state"] == "lost"]
+    assert lost == [f"{run.rows[0]['image']} is missing"]
+    assert len(page.pictures) == 7
+
+
+def test_a_picture_cut_in_the_middle_is_named(folder):
+    run = SyntheticRun()
+    image = run.write(folder) / run.rows[3]["image"]
+    image.write_bytes(image.read_bytes()[:50])
+    page = Page(write_report(folder).read_text())
+    lost = [picture["note"] for picture in page.all_pictures if picture["state"] == "lost"]
+    assert lost == [f"{run.rows[3]['image']} can't be read"]
+
+
+def test_every_plot_has_a_text_alternative(folder):
+    page = make_page(SyntheticRun(), folder)
+    assert page.tags.count("svg") == 4
+    assert len([label for label in page.labels if label.startswith("Plot of")]) == 4
 
 
 def test_a_run_without_metrics(folder, monkeypatch):
@@ -226,7 +283,7 @@ def test_several_models_are_told_apart(folder):
     page = make_page(SyntheticRun(models=("one", "two")), folder)
     assert page.row("one 96x64", "entropy", "4")
     assert page.row("two 96x64", "entropy", "4")
-    assert len(page.images) == 16
+    assert len(page.pictures) == 16
     assert "16 images of one, two at 2 sizes" in page.text
 
 
