@@ -1,0 +1,36 @@
+"""The paper's tables and figures as sweeps: each is read, and those of tables have the sizes that the paper prints."""
+
+from pathlib import Path
+
+import pytest
+
+from entscale_jax.reports.published import published
+from entscale_jax.reports.records import Size
+from entscale_jax.sweep.spec import read_sweep
+
+FOLDER = Path(__file__).parents[2] / "sweeps" / "paper"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+def _missing(name, metric, methods):
+    """Sizes and methods of a sweep of which the paper prints no figure."""
+    spec = read_sweep(FOLDER / name).spec
+    places = [(Size(spec.models[0], *size), method) for size in spec.sizes for method in methods]
+    return [(str(size), method) for size, method in places if published(metric, size, method) is None]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_read_and_named_as_its_file(path):
+    assert read_sweep(path).spec.name == path.stem
+
+
+def test_tables_have_the_papers_sizes():
+    train_size = [("512x512", "entropy")]
+    assert _missing("table1_2_sd.yaml", "fid", ("original", "entropy")) == train_size
+    assert _missing("table1_2_sd.yaml", "clip", ("original", "entropy")) == train_size
+    assert _missing("table1_2_ldm.yaml", "fid", ("original", "entropy")) == [("256x256", "entropy")]
+    assert _missing("table3.yaml", "rating", ("original", "entropy")) == []
+    assert _missing("table4.yaml", "fid", ("original", "entropy", "resize")) == [*train_size, ("512x512", "resize")]
+    assert _missing("table5.yaml", "fid", ("multidiffusion",)) == [("512x512", "multidiffusion")]
+    # The control: sizes that the paper has not.
+    assert _missing("figure13.yaml", "fid", ("original",)) == [("1024x1024", "original")]
