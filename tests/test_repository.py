@@ -131,3 +131,11 @@ def test_the_readme_tells_the_study_as_it_was_measured():
             rf"\| {size} \| \S+ \| 1\.000 \| original \| 256 \| .* \| {missing} \(.* \| {extra} \(", measured
         )
         assert f"| {size} | 256 | {' | '.join(differences)} |" in measured
+
+
+def test_no_two_tests_have_one_name():
+    """pytest takes the second of them for the first where tests are in no package."""
+    folder = ROOT / "tests"
+    legacy = folder / "legacy"  # which are run by themselves
+    names = [path.name for path in folder.rglob("test_*.py") if not path.is_relative_to(legacy)]
+    assert sorted(names) == sorted(set(names))
