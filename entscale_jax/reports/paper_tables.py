@@ -194,7 +194,7 @@ def _distance_tables(
             entries = {
                 group: make(name, group, sets, references[group[0].model], identity, run)
                 for group in product(run.sizes, run.methods)
-                if group in sets and group != references[group[0].model].own and sets[group].moments.count > 1
+                if group in sets and group[0] != references[group[0].model].own and sets[group].moments.count > 1
             }
             if entries:
                 tables.append(_table(name, *DISTANCES[prefix, kind], run, entries))

@@ -16,7 +16,7 @@ from ..metrics.kernel import MOST
 from ..metrics.moments import Moments, gather
 from .features import FeatureSet, Group, gather_features
 from .levels import find_levels
-from .records import Run
+from .records import Run, Size
 from .run_folder import read_run
 
 BATCH = 64
@@ -33,8 +33,8 @@ class Reference:
     moments: Moments
     features: np.ndarray
     """Those that kernel distances read, [count, width]."""
-    own: Group | None = None
-    """The size and method of the run itself that is the reference, which is not compared with itself."""
+    own: Size | None = None
+    """The run's own size that is the reference; what else it drew there starts from the same noise and is left out."""
 
 
 def own_reference(run: Run, sets: Mapping[Group, FeatureSet], model: str) -> Reference:
@@ -46,7 +46,7 @@ def own_reference(run: Run, sets: Mapping[Group, FeatureSet], model: str) -> Ref
     for group, found in sets.items():
         size, method = group
         if size.model == model and method == _ORIGINAL and size in levels and levels[size].is_control:
-            return Reference(f"its own pictures at {size}", found.moments, found.features, group)
+            return Reference(f"its own pictures at {size}", found.moments, found.features, size)
     raise UserError(
         f"run {run.folder} has no pictures of {model} at its training size by rule original to compare with: add that "
         "size to the sweep, or give --reference with a folder of pictures, a Parquet file or another run"
