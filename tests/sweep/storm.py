@@ -22,8 +22,14 @@ from entscale_jax.sweep.worker import Worker
 
 BEGUN = "STORM_BEGUN"
 """The variable with the file to which workers write what they begin."""
+GATE = "STORM_GATE"
+"""The variable with the file that says at how many rows the next kill is due."""
+PLACE = "STORM_PLACE"
+"""The variable with the run's folder or URI."""
 IN_HAND_SECONDS = 0.3
 """How long a worker holds a chunk before it draws it, so that kills find it in hand."""
+HELD_SECONDS = 30
+"""How long it holds one at most while a kill is due, so that no run is over before its kills, however slow they are."""
 LIMIT_SECONDS = 900
 HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 6}
 """A node that is killed is missed after three seconds."""
@@ -40,6 +46,9 @@ class StormWorker(Worker):
         with open(os.environ[BEGUN], "a") as file:
             file.write(json.dumps(entry) + "\n")
         time.sleep(IN_HAND_SECONDS)
+        files, deadline = open_files(os.environ[PLACE]), time.monotonic() + HELD_SECONDS
+        while len(files.list("rows")) >= int(Path(os.environ[GATE]).read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
         return super().draw(task)
 
 
@@ -65,7 +74,9 @@ class Storm:
         self.killed = set()
         # Sockets have short paths.
         self.temporary = os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="storm")
-        os.environ[BEGUN] = str(folder / "begun.jsonl")
+        os.environ[BEGUN], os.environ[PLACE] = str(folder / "begun.jsonl"), self.files.place
+        self.gate = folder / "gate.txt"
+        os.environ[GATE] = str(self.gate)
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
@@ -81,17 +92,28 @@ class Storm:
 
     def rage(self):
         """Kills by the schedule, then lets the run finish; returns the last driver's exit code."""
+        self.set_gate(self.schedule[0][0])
         self.start_driver()
-        for place, kind in self.schedule:
+        following = [place for place, _ in self.schedule[1:]] + [sys.maxsize]
+        for (place, kind), then in zip(self.schedule, following, strict=True):
             self.wait(lambda place=place: self.rows() >= place)
             getattr(self, f"kill_{kind}")()
+            self.set_gate(then)
         return self.driver.wait(LIMIT_SECONDS)
+
+    def set_gate(self, rows):
+        new = self.gate.with_suffix(".new")
+        new.write_text(str(rows))
+        new.replace(self.gate)
 
     def wait(self, until):
         deadline = time.monotonic() + LIMIT_SECONDS
         while not (found := until()):
             if self.driver.poll() is not None:
-                raise RuntimeError(f"the run was over after {self.rows()} cells, before {self.schedule} was done")
+                begun = read_lines(self.folder / "begun.jsonl")
+                raise RuntimeError(
+                    f"the run was over after {self.rows()} cells, before {self.schedule} was done: {self.kills}, {begun}"
+                )
             if time.monotonic() > deadline:
                 raise RuntimeError("the run hangs")
             time.sleep(0.1 if self.files.remote else 0.01)
