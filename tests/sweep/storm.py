@@ -111,9 +111,8 @@ class Storm:
         while not (found := until()):
             if self.driver.poll() is not None:
                 begun = read_lines(self.folder / "begun.jsonl")
-                raise RuntimeError(
-                    f"the run was over after {self.rows()} cells, before {self.schedule} was done: {self.kills}, {begun}"
-                )
+                late = f"before {self.schedule} was done, after {self.kills}"
+                raise RuntimeError(f"the run was over after {self.rows()} cells, {late}: {begun}")
             if time.monotonic() > deadline:
                 raise RuntimeError("the run hangs")
             time.sleep(0.1 if self.files.remote else 0.01)
