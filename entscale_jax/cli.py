@@ -454,14 +454,40 @@ def tables(
             help="Write them into the section `tables` of this document, such as docs/tables.md.", show_default=False
         ),
     ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure scenes_patch_fid or patch_fid now, of the run's kept pictures above the training size, "
+            "though its sweep did not ask for it; may be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            help="For patch_fid, the file of Inception's weights; the run's if not given.", show_default=False
+        ),
+    ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Compile the programs of a run that did not record their memory, and keep what they need."
+        ),
+    ] = False,
 ) -> None:
     """Print a run's figures by size and method with their intervals, beside those that the paper prints."""
-    from .reports.tables_command import write_section, write_tables
+    from .reports.tables_command import Choice, write_section, write_tables
 
+    if memory:
+        from .sweep.memory import record_memory
+
+        console = Console(stderr=True)
+        record_memory(run, lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False))
+    choice = Choice(reference=reference, column=column, measure=tuple(measure or ()), inception=inception)
     if document is not None:
-        write_section(run, document, reference=reference, column=column)
+        write_section(run, document, choice, options=" --memory" if memory else "")
         return
-    text = write_tables(run, reference=reference, form=form, column=column)
+    text = write_tables(run, choice, form=form)
     if out is None:
         print(text, end="")
     else:

@@ -30,6 +30,7 @@ from .inputs import (
     time_ids,
 )
 from .models import AutoencoderKL, Conditioning, TextEncoders, TextStates, UNet2DConditionModel, VQModel
+from .program_cache import ProgramMemory
 from .programs import Programs, Request, conditioning
 from .sampling import Fuse, Latents, Measured
 from .scales import ScaleRule, Scaling
@@ -281,10 +282,11 @@ class TextToImage:
         max_batch: int | None = None,
         fuse: Fuse | None = None,
         measure_entropy: bool = False,
-    ) -> None:
+    ) -> dict[str, ProgramMemory]:
         """Compiles ahead of time the programs that a call with the same keywords and `batch` captions runs.
 
-        `strength` only for image to image.
+        `strength` only for image to image. Returns the device memory that a call of each program takes, weights
+        included, by the program's name: `encode_text`, `draw_noise`, `denoise_latents`, `decode_latents` and others.
         """
         self.programs.first_stage.check(tiling=tiling, decode_batch=decode_batch)
         request = self._request(
@@ -301,7 +303,7 @@ class TextToImage:
             fuse=fuse,
             first=0 if strength is None else first_call(steps, strength),
         )
-        self.programs.compile(
+        return self.programs.compile(
             request, decode=decode, from_images=strength is not None, tiling=tiling, decode_batch=decode_batch
         )
 

@@ -22,7 +22,7 @@ from .models import (
     UNet2DConditionModel,
     VQModel,
 )
-from .program_cache import ProgramCache
+from .program_cache import ProgramCache, ProgramMemory
 from .sampling import Fuse, Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
 
@@ -157,8 +157,12 @@ class Programs:
         from_images: bool = False,
         tiling: bool = False,
         decode_batch: int | None = None,
-    ) -> None:
-        """Compiles what a draw of `request` runs; the cheap ones, of text and noise, are run."""
+    ) -> dict[str, ProgramMemory]:
+        """Compiles what a draw of `request` runs; the cheap ones, of text and noise, are run.
+
+        Returns what each program needs, by its name: see `ProgramCache.take_memory`.
+        """
+        self.cache.take_memory()
         latents = self.noise(request, np.zeros(request.batch, np.uint32))
         states = self.encode(tuple(np.zeros((1, length), np.int32) for length in self._lengths))
         text = conditioning([states] * request.batch, (0.0,) * 6)
@@ -172,6 +176,7 @@ class Programs:
             self._noising(request, latents, latents)
         if decode:
             self.first_stage.compile_decoding(request.batch, request.grid, tiling=tiling, decode_batch=decode_batch)
+        return self.cache.take_memory()
 
     def _denoising(self, request: Request, *arguments: Any) -> Callable:
         def denoise_latents(

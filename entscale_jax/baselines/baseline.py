@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from ..pipeline import Output, TextToImage
+from ..program_cache import ProgramMemory
 from ..scales import Scaling
 from ..weights.folder import ModelInfo
 
@@ -85,10 +86,10 @@ class Baseline(ABC):
 
     def compile(
         self, pipe: TextToImage, *, height: int | None = None, width: int | None = None, **options: Any
-    ) -> None:
-        """Compiles ahead of time what `draw` runs with these keywords, `TextToImage.compile`'s."""
+    ) -> dict[str, ProgramMemory]:
+        """Compiles ahead of time what `draw` runs with these keywords; takes and returns as `TextToImage.compile`."""
         drawn = self.drawn_size(pipe.info, _size(pipe.info, height, width))
-        pipe.compile(**_sides(drawn), **self.keywords(pipe.info, drawn), **options)
+        return pipe.compile(**_sides(drawn), **self.keywords(pipe.info, drawn), **options)
 
 
 ORIGINAL = Scaling.of("original")

@@ -21,6 +21,9 @@ class Figure:
     reference: str = ""
     """What they were compared with, if with anything: a name and where possible a hash."""
     reference_count: int = 0
+    pictures: int = 0
+    """What `count` crops are of; 0 where pictures are counted."""
+    reference_pictures: int = 0
     resize: str = "none"
     """How pictures were brought to the extractor's size."""
     crop: str = "none"

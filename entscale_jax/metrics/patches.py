@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from ..errors import UserError
 from .extractor import Extractor, check_pictures
@@ -75,18 +75,36 @@ def crop_moments(
 
     Pieces of a set merge to the whole, in any order.
     """
-    identity = f"{extractor.identity}, crops {crops}"
-    moments = Moments.empty(extractor.width, extractor=identity)
-    for pieces in crops.cut(images, first=first):
-        moments = moments.add(extractor(np.ascontiguousarray(pieces)))
-    return moments
+    return Moments.of(crop_features(extractor, images, crops, first=first), extractor=crop_identity(extractor, crops))
 
 
-def patch_fid(first: Moments, second: Moments, extractor: Extractor, crops: Crops, *, reference: str) -> Figure:
+def crop_features(
+    extractor: Extractor, images: UInt8[np.ndarray, "batch _h _w 3"], crops: Crops, *, first: int = 0
+) -> Float[np.ndarray, "_crops _features"]:
+    """Features of the crops of pictures, in their order; all crops are in memory at once."""
+    pieces = [*crops.cut(images, first=first), np.zeros((0, crops.height, crops.width, 3), np.uint8)]
+    return extractor(np.concatenate(pieces))
+
+
+def crop_identity(extractor: Extractor, crops: Crops) -> str:
+    """Names weights, resize and crops: features of equal identities compare."""
+    return f"{extractor.identity}, crops {crops}"
+
+
+def patch_fid(
+    first: Moments,
+    second: Moments,
+    extractor: Extractor,
+    crops: Crops,
+    *,
+    reference: str,
+    pictures: int = 0,
+    reference_pictures: int = 0,
+) -> Figure:
     """The Frechet distance between crops of pictures (`first`) and of the reference, both by `crop_moments`.
 
-    It has no interval: it is biased, and crops of one picture depend on each other. Raises UserError for moments of
-    other extractors or crops.
+    `pictures` and `reference_pictures` are how many the crops are of, where that is known. It has no interval: it is
+    biased, and crops of one picture depend on each other. Raises UserError for moments of other extractors or crops.
     """
     name = f"{extractor.name}_patch_fid".lstrip("_")
     return Figure(
@@ -95,6 +113,8 @@ def patch_fid(first: Moments, second: Moments, extractor: Extractor, crops: Crop
         count=first.count,
         reference=reference,
         reference_count=second.count,
+        pictures=pictures,
+        reference_pictures=reference_pictures,
         resize=extractor.resize,
         crop=str(crops),
         extractor=extractor.hash,

@@ -36,7 +36,7 @@ def find_levels(run: Run) -> dict[Size, Levels]:
 
 def _from_model(run: Run, model: str, sizes: Sequence[Size]) -> dict[Size, Levels]:
     try:
-        info = describe(model, train_size=_train_size(run))
+        info = describe(model, train_size=chosen_train_size(run))
     except UserError:
         return {}
     if info.weights_hash != run.weights.get(model):
@@ -49,7 +49,7 @@ def _from_model(run: Run, model: str, sizes: Sequence[Size]) -> dict[Size, Level
     }
 
 
-def _train_size(run: Run) -> tuple[int, int] | None:
+def chosen_train_size(run: Run) -> tuple[int, int] | None:
     """(height, width) in pixels where the sweep overrides the model's own."""
     if "train_size" not in run.spec:
         return None

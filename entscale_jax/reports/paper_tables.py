@@ -1,9 +1,10 @@
 """The tables of a run as the paper has them: a figure for each size and method, its interval, and what it is of."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -15,7 +16,10 @@ from ..metrics.kernel import kid_difference, kid_interval
 from ..statistics import Interval, interval
 from .answers import FOLDER as RATINGS
 from .features import FeatureSet, Group, gather_features
-from .published import DATA, Published, published
+from .memory_table import NOT_RECORDED, memory_table
+from .paper_table import Entry, PaperTable, make_table
+from .patch_tables import patch_tables
+from .published import published
 from .ratings import RatingAgreement, rating_tables, read_ratings
 from .records import Pair, Run, Sample, Size
 from .references import Reference, check_large_enough, own_reference, picture_reference, run_reference
@@ -23,32 +27,6 @@ from .references import Reference, check_large_enough, own_reference, picture_re
 Values = Mapping[Pair, float]
 OpenExtractor = Callable[[str, Run], Extractor]
 """An extractor by its identity, for a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A figure in its place."""
-
-    size: Size
-    method: str
-    figure: Figure
-    difference: Interval | float | None
-    """From the first method at this size, over pairs; a Frechet distance has no interval."""
-    published: Published | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperTable:
-    """All figures of one metric."""
-
-    metric: str
-    title: str
-    digits: int
-    baseline: str
-    methods: tuple[str, ...]
-    sizes: tuple[Size, ...]
-    entries: Mapping[tuple[Size, str], Entry]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +67,11 @@ KID_UNIT = 1000.0
 
 
 def make_tables(
-    run: Run, reference: Path | None = None, open_extractor: OpenExtractor | None = None, column: str = "image"
+    run: Run,
+    reference: Path | None = None,
+    open_extractor: OpenExtractor | None = None,
+    column: str = "image",
+    patches: Mapping[str, Callable[[], Extractor]] = MappingProxyType({}),
 ) -> list[PaperTable]:
     """Every table that the run's metrics allow, distances first.
 
@@ -99,13 +81,20 @@ def make_tables(
             training size.
         open_extractor: makes what saw the run's pictures, for those of a folder or a Parquet file.
         column: of a Parquet file, the one with the pictures.
+        patches: metrics of crops to measure now, `patch_figures.PATCHES`, and what opens the extractor of each.
 
     Raises UserError where nothing was drawn, nothing was measured, or the reference does not fit.
     """
     if not any(sample.error is None for sample in run.samples):
         raise UserError(f"run {run.folder} has no drawn cell: go on with its sweep")
-    tables = [*_distance_tables(run, reference, open_extractor, column), *_column_tables(run), *_rating_table(run)]
-    if all(table.metric == "seconds" for table in tables):
+    tables = [
+        *_distance_tables(run, reference, open_extractor, column),
+        *patch_tables(run, reference, column, patches),
+        *_column_tables(run),
+        *memory_table(run),
+        *_rating_table(run),
+    ]
+    if all(table.metric in ("seconds", "memory") for table in tables):
         raise UserError(
             f"run {run.folder} measured nothing that a table is made of: draw it with metrics such as objects, "
             "scenes_fid, scenes_kid, scenes_clip, fid, kid or clip, or have its pictures rated: entscale rate"
@@ -131,7 +120,9 @@ def _column_tables(run: Run) -> list[PaperTable]:
             if found
         }
         if entries:
-            tables.append(_table(name, column.title, column.digits, run, entries))
+            tables.append(make_table(name, column.title, column.digits, run, entries))
+    if tables and tables[-1].metric == "seconds" and not run.memory:
+        tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, NOT_RECORDED))
     return tables
 
 
@@ -166,7 +157,7 @@ def _rating_table(run: Run) -> list[PaperTable]:
     }
     if not entries:
         return []
-    one = _table("rating", "Rating by people, 1 to 10, higher is better", 2, run, entries)
+    one = make_table("rating", "Rating by people, 1 to 10, higher is better", 2, run, entries)
     raters = f"{len(scores)} raters, {sum(row.answers for row in found.means)} answers"
     return [replace(one, notes=(*one.notes, raters, *map(_agreement, found.agreement), *broken))]
 
@@ -197,7 +188,7 @@ def _distance_tables(
                 if group in sets and group[0] != references[group[0].model].own and sets[group].moments.count > 1
             }
             if entries:
-                tables.append(_table(name, *DISTANCES[prefix, kind], run, entries))
+                tables.append(make_table(name, *DISTANCES[prefix, kind], run, entries))
     return tables
 
 
@@ -270,42 +261,3 @@ def _figure(
         extractor=extractor,
         interval=interval,
     )
-
-
-def _table(metric: str, title: str, digits: int, run: Run, entries: Mapping[Group, Entry]) -> PaperTable:
-    return PaperTable(
-        metric=metric,
-        title=title,
-        digits=digits,
-        baseline=run.methods[0],
-        methods=tuple(method for method in run.methods if any(key[1] == method for key in entries)),
-        sizes=tuple(size for size in run.sizes if any(key[0] == size for key in entries)),
-        entries=entries,
-        notes=tuple(_notes(list(entries.values()))),
-    )
-
-
-def _notes(entries: Sequence[Entry]) -> list[str]:
-    """What the figures are of, and what of it is not as in the paper."""
-    notes = []
-    figures = [entry.figure for entry in entries]
-    counts = sorted({figure.count for figure in figures})
-    notes.append(f"{_span(counts)} images a figure")
-    first = figures[0]
-    if first.reference:
-        notes.append(
-            f"compared with {first.reference}, {first.reference_count:,} images; extractor {first.extractor}, resize "
-            f"{first.resize}, no crop"
-        )
-    if any(figure.interval for figure in figures):
-        notes.append("in brackets 95% bootstrap intervals; differences are of pairs of the same caption and seed")
-    seen = {entry.size.model.rsplit("/", 1)[-1] for entry in entries if entry.published}
-    for model in sorted(seen):
-        paper = {entry.published.pictures for entry in entries if entry.published and entry.published.pictures}
-        of = f", {_span(sorted(paper))} images a figure" if paper else ""
-        notes.append(f"the paper's: {DATA[model]}{of}; its sampler, steps and guidance are not given")
-    return notes
-
-
-def _span(counts: Sequence[int]) -> str:
-    return f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"

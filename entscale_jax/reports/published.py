@@ -124,11 +124,25 @@ _SECONDS = {
         ("768x768", "multidiffusion"): Published(5, 122.2485, None),
     }
 }
-_ALL = {"fid": _FID, "clip": _CLIP, "rating": _RATING, "seconds": _SECONDS}
+_MEMORY = {
+    SD: {
+        ("128x128", ORIGINAL): Published(4, 6867, None),
+        ("128x128", ENTROPY): Published(4, 6867, None),
+        ("128x128", "resize"): Published(4, 9324, None),
+        ("224x224", ORIGINAL): Published(4, 7064, None),
+        ("224x224", ENTROPY): Published(4, 7064, None),
+        ("224x224", "resize"): Published(4, 9324, None),
+        ("224x224", "multidiffusion"): Published(5, 7061, None),
+        ("768x768", ENTROPY): Published(5, 19797, None),
+        ("768x768", "multidiffusion"): Published(5, 9906, None),
+    }
+}
+"""MiB."""
+_ALL = {"fid": _FID, "clip": _CLIP, "rating": _RATING, "seconds": _SECONDS, "memory": _MEMORY}
 
 
 def published(metric: str, size: Size, method: str) -> Published | None:
-    """The paper's figure of a metric (`fid`, `clip`, `rating`, `seconds`) for a model, size and method, if it has one.
+    """The paper's figure of a metric (`fid`, `clip`, `rating`, `seconds`, `memory`) at a size, if it has one.
 
     Models are known by the last part of their name.
     """

@@ -46,6 +46,8 @@ class Sample:
     seconds: float | None = None
     clip: Mapping[str, float] = field(default_factory=dict)
     """Cosines of image and caption by column: `clip`, `scenes_clip`."""
+    sha256: str | None = None
+    """Of the image's file."""
 
     @property
     def pair(self) -> Pair:
@@ -109,6 +111,11 @@ class Run:
     train_entropy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Model -> the E_T of its layers that it shipped, where rule `calibrated` was drawn with them."""
     undefined: tuple[Undefined, ...] = ()
+    memory: tuple[Mapping[str, Any], ...] = ()
+    """Entries of buckets and methods with the `memory` of their programs, as `sweep.programs.note_memory` writes them.
+    """
+    memory_made: Mapping[str, Any] = field(default_factory=dict)
+    """What compiled them again, where any was not recorded by the workers that drew."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """Cell -> the name of the part that holds its row, where it is in one."""
 

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -74,7 +75,7 @@ def picture_reference(place: Path, extractor: Extractor, cache: Path, column: st
     What was seen of them is kept below `cache`, so that a stopped command goes on. Raises UserError for a place without
     pictures and for one that is no picture.
     """
-    pictures = _Parquet(place, column) if place.is_file() else _Folder(place)
+    pictures = open_pictures(place, column)
     order = np.random.default_rng(0).permutation(len(pictures)).tolist()
     key = hashlib.sha256(f"{pictures.identity} {extractor.identity}".encode()).hexdigest()[:16]
     folder = cache / key
@@ -96,6 +97,24 @@ def picture_reference(place: Path, extractor: Extractor, cache: Path, column: st
     moments = gather(batch, batches, folder / "moments.npz", extractor=extractor.identity, every=8)
     kept = [batch(index) for index in range(min(batches, -(-MOST // BATCH)))]
     return Reference(f"{place.name} ({len(pictures)} pictures)", moments, np.concatenate(kept)[:MOST])
+
+
+class Pictures(Protocol):
+    """Those of a folder or a Parquet file, each of its own size."""
+
+    identity: str
+    """Changes where a picture does."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
+        """uint8 [height, width, 3] each. Raises UserError for what is no picture."""
+        ...
+
+
+def open_pictures(place: Path, column: str) -> Pictures:
+    """The pictures at a place. Raises UserError where there are none."""
+    return _Parquet(place, column) if place.is_file() else _Folder(place)
 
 
 def check_large_enough(reference: Reference, metric: str) -> None:
@@ -123,7 +142,7 @@ class _Folder:
 
     def read(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
         for index in chosen:
-            yield _decode(self._files[index].read_bytes(), str(self._files[index]))
+            yield decode_picture(self._files[index].read_bytes(), str(self._files[index]))
 
 
 class _Parquet:
@@ -154,15 +173,16 @@ class _Parquet:
             start = 0 if group == 0 else int(self._ends[group - 1])
             value = columns[int(group)][int(index) - start]
             data = value.get("bytes") if isinstance(value, dict) else value
-            yield _decode(data or b"", f"{self._place} row {index}")
+            yield decode_picture(data or b"", f"{self._place} row {index}")
 
 
-def _decode(data: bytes, name: str) -> np.ndarray:
+def decode_picture(data: bytes, name: str) -> np.ndarray:
+    """Bytes of a PNG or the like as uint8 [height, width, 3]. Raises UserError where they are none."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{name} is no picture ({error}): remove it from the reference") from error
+        raise UserError(f"{name} is no picture ({error}): remove it from what is compared") from error
 
 
 def _has(sets: Mapping[str, object]) -> str:

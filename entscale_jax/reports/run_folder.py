@@ -52,6 +52,9 @@ def _make_run(folder: Path, spec_file: Path, rows: Sequence[Mapping[str, Any]]) 
     spec_text = spec_file.read_text(encoding="utf-8")
     spec = _read_spec(spec_file, spec_text)
     programs = _read_json(folder / "programs.json") or {}
+    recorded = [entry for entry in programs.get("buckets", ()) if entry.get("memory")]
+    later = _read_json(folder / "memory.json") or {}
+    again = [entry for entry in later.get("buckets", ()) if entry.get("memory")]
     return Run(
         folder=folder,
         spec=spec["sweep"],
@@ -64,6 +67,8 @@ def _make_run(folder: Path, spec_file: Path, rows: Sequence[Mapping[str, Any]]) 
         programs=tuple(programs.get("workers", ())),
         train_entropy=spec.get("train_entropy", {}),
         undefined=tuple(_undefined(entry) for entry in spec.get("undefined", ())),
+        memory=(*recorded, *again),
+        memory_made=later.get("made", {}) if again else {},
         parts={row["cell"]: row[PART].name for row in rows if PART in row},
     )
 
@@ -141,6 +146,7 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         error=row.get("error"),
         seconds=row.get("seconds"),
         clip={name: row[name] for name in ("clip", "scenes_clip") if row.get(name) is not None},
+        sha256=row.get("sha256"),
     )
 
 

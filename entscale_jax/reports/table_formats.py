@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from ..marks import table
 from ..statistics import Interval, interval, signed
-from .paper_tables import Entry, PaperTable
+from .paper_table import Entry, PaperTable
 from .records import Size
 
 FORMATS = ("markdown", "csv", "latex")
 _CSV = (
     *("metric", "model", "size", "method", "value", "low", "high", "count", "reference", "reference_count", "resize"),
     *("crop", "extractor", "difference_from", "difference", "difference_low", "difference_high", "published"),
-    *("published_table", "published_count"),
+    *("published_table", "published_count", "pictures", "reference_pictures"),
 )
 
 
@@ -72,6 +72,7 @@ def _csv_row(one: PaperTable, entry: Entry) -> list[object]:
         *("" if difference is None else one.baseline, "" if difference is None else difference),
         *_bounds(entry.difference),
         *((paper.value, paper.table, paper.pictures or "") if paper else ("", "", "")),
+        *(figure.pictures or "", figure.reference_pictures or ""),
     ]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from ..baselines import Baseline
 from ..errors import UserError
 from ..png import png_bytes
+from ..program_cache import ProgramMemory
 from .environment import versions
 from .executor import Compile, Drawn, Failure, Result
 from .measures import Measures
@@ -44,7 +45,10 @@ class Drawer:
         counter: Counter,
         device: str,
         extractors: Extractors | None = None,
+        peak: Callable[[], int | None] = lambda: None,
     ):
+        """`peak` tells the most bytes that the device's allocator had in use so far."""
+        self._peak = peak
         self._metrics = frozenset(metrics)
         self._measures = Measures(metrics, extractors)
         self._load = load
@@ -52,7 +56,7 @@ class Drawer:
         self._device = device
         self._pipes: dict[str, Any] = {}
         self._levels: dict[str, dict[str, int]] = {}
-        self._ready: set[Program] = set()
+        self._ready: dict[Program, Mapping[str, ProgramMemory]] = {}
         self._versions = " ".join(f"{name}-{version}" for name, version in versions().items())
 
     def draw(self, task: Task) -> Result | Failure:
@@ -67,7 +71,7 @@ class Drawer:
     def _draw(self, task: Task) -> Result:
         pipe = self._pipe(task.cells[0])
         loading, _ = self._counter.take()
-        self._make_ready(pipe, task)
+        memory = self._make_ready(pipe, task)
         ahead, ahead_seconds = self._counter.take()
         start = time.perf_counter()
         output = self._call(pipe, task)
@@ -77,19 +81,24 @@ class Drawer:
         shared = {"seconds": steady / len(task.wanted_cells), "device": self._device}
         places = [(position, cell) for position, cells in enumerate(task.kept) for cell in cells]
         drawn = [self._measure(pipe, task, position, cell, output, shared) for position, cell in places]
-        return Result(drawn, [*loading, *ahead, *late], ahead_seconds + late_seconds, steady)
+        compiles = [*loading, *ahead, *late]
+        return Result(drawn, compiles, ahead_seconds + late_seconds, steady, memory, self._peak())
+
+    def memory(self, task: Task) -> Mapping[str, ProgramMemory]:
+        """Makes the task's programs ready, and tells what each needs; draws nothing."""
+        return self._make_ready(self._pipe(task.cells[0]), task)
 
     def _pipe(self, cell: Cell) -> Any:
         if cell.model not in self._pipes:
             self._pipes[cell.model] = self._load(cell)
         return self._pipes[cell.model]
 
-    def _make_ready(self, pipe: Any, task: Task) -> None:
+    def _make_ready(self, pipe: Any, task: Task) -> Mapping[str, ProgramMemory]:
         # Compiling within a call would hide drawing: JAX denoises in the background while it compiles the decoder.
         chunk, program = task.chunk, task.program
         if program in self._ready:
-            return
-        pipe.compile(
+            return self._ready[program]
+        memory = pipe.compile(
             batch=program.batch,
             height=chunk.height,
             width=chunk.width,
@@ -98,7 +107,8 @@ class Drawer:
             steps=program.steps,
             guidance=chunk.cells[0].guidance,
         )
-        self._ready.add(program)
+        self._ready[program] = memory or {}
+        return self._ready[program]
 
     def _call(self, pipe: Any, task: Task) -> Any:
         first = task.cells[0]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from ..program_cache import ProgramMemory
 from .plan import Task
 
 
@@ -43,6 +44,11 @@ class Result:
     """Tracing, lowering and compiling within the call."""
     steady_seconds: float
     """The rest of the call."""
+    memory: Mapping[str, ProgramMemory] = field(default_factory=dict)
+    """What each program of the task needs, by its name."""
+    device_peak: int | None = None
+    """The most bytes that the device's allocator had in use so far, whatever the worker drew; None where it can't tell.
+    """
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..baselines import Baseline, Method
 from ..buckets import Bucket
+from ..program_cache import ProgramMemory
 from .executor import Compile, Result
 from .plan import BucketKey, Program, Task
 from .queues import Takeover
@@ -99,11 +100,12 @@ class Ledger:
     """Grows with every result and is kept in `programs.json`, so that an interrupted run keeps its figures.
 
     The file holds `workers`, one entry for each worker process of all runs; `buckets`, one for each model, bucket,
-    method and batch: `compile_seconds`, `steady_seconds`, and `images` drawn in them; and `batches`, the largest batch
-    of a model's bucket on devices of a kind where those ran out of memory, which a later run keeps to. An entry of
-    `workers` says what its tasks called for (`expected`), what it made ready, and of the expected programs how many an
-    earlier worker of the run had made ready before: `again`. The `takeovers` of all workers explain those: each brings
-    one more worker to a bucket that others have begun, which makes each of its programs ready at most once.
+    method and batch: `compile_seconds`, `steady_seconds`, `images` drawn in them, and what `note_memory` adds; and
+    `batches`, the largest batch of a model's bucket on devices of a kind where those ran out of memory, which a later
+    run keeps to. An entry of `workers` says what its tasks called for (`expected`), what it made ready, and of the
+    expected programs how many an earlier worker of the run had made ready before: `again`. The `takeovers` of all
+    workers explain those: each brings one more worker to a bucket that others have begun, which makes each of its
+    programs ready at most once.
     """
 
     def __init__(self, run: RunFolder):
@@ -128,6 +130,7 @@ class Ledger:
         entry["steady_seconds"] += result.steady_seconds
         entry["images"] += len(task.wanted_cells)
         entry["calls"] += 1
+        note_memory(entry, task, result.memory, result.device_peak)
         if time.monotonic() - self._written >= self._pause:
             self.flush()
 
@@ -204,6 +207,24 @@ class Ledger:
                 return entry
         self._buckets.append({**key, "compile_seconds": 0.0, "steady_seconds": 0.0, "images": 0, "calls": 0})
         return self._buckets[-1]
+
+
+def note_memory(
+    entry: dict[str, Any], task: Task, memory: Mapping[str, ProgramMemory], device_peak: int | None = None
+) -> None:
+    """Adds to an entry of `buckets` what its programs need, in bytes, and the `sizes` of the pictures made by them.
+
+    `device_peak` is the least of the allocator's peaks that workers told after a call: each holds what that call needed
+    and whatever its worker drew before, so the least is the nearest bound.
+    """
+    sizes = {f"{cell.width}x{cell.height}" for cell in task.wanted_cells}
+    entry["sizes"] = sorted(sizes.union(entry.get("sizes", ())))
+    found = entry.setdefault("memory", {})
+    for name, needs in memory.items():
+        if name not in found or needs.needed > found[name]["needed"]:
+            found[name] = {**asdict(needs), "needed": needs.needed}
+    if device_peak is not None:
+        entry["device_peak"] = min(device_peak, entry.get("device_peak", device_peak))
 
 
 def _place(key: BucketKey) -> dict[str, Any]:

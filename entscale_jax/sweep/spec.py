@@ -44,12 +44,16 @@ class Metric(StrEnum):
     """Features of the scenes' extractor, for the Frechet distance from other pictures."""
     SCENES_KID = "scenes_kid"
     """The same features, for the kernel distance."""
+    SCENES_PATCH_FID = "scenes_patch_fid"
+    """Nothing while drawing: `entscale tables` cuts the kept pictures above the training size."""
     SCENES_CLIP = "scenes_clip"
     """The cosine of image and caption by the scenes' contrastive model."""
     FID = "fid"
     """Features of Inception, whose weights `extractors` names, for the Frechet distance."""
     KID = "kid"
     """The same features, for the kernel distance."""
+    PATCH_FID = "patch_fid"
+    """As `scenes_patch_fid`, by Inception."""
     CLIP = "clip"
     """The cosine of image and caption by the CLIP model that `extractors` names."""
 
@@ -275,7 +279,7 @@ class Extractors(_Strict):
     """Folder or hub id of a CLIP model of transformers."""
 
 
-EXTRACTOR_OF = {Metric.FID: "inception", Metric.KID: "inception", Metric.CLIP: "clip"}
+EXTRACTOR_OF = {Metric.FID: "inception", Metric.KID: "inception", Metric.PATCH_FID: "inception", Metric.CLIP: "clip"}
 """Metric -> the key of `extractors` that it needs."""
 
 

@@ -29,7 +29,7 @@ __all__ = ["Outcome", "Row", "RunFolder", "cell_row", "read_json", "write_json",
 _PNG_END = b"IEND\xaeB`\x82"
 _READ_AT_ONCE = 1024
 _WRITTEN_AT_ONCE = 8
-_TABLES = ("samples.parquet", "entropy.parquet", "programs.json", "environment.json")
+_TABLES = ("samples.parquet", "entropy.parquet", "programs.json", "memory.json", "environment.json")
 
 
 def write_json(path: Path, value: object) -> None:

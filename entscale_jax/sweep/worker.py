@@ -47,7 +47,7 @@ class Worker:
         name = f"{devices[0].device_kind}:{ids}@{platform.node()}"
         self._device, self._count, self._drawn_on = devices[0], len(devices), len(devices) if rows else 1
         self._files = None if store is None else open_files(store)
-        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name, extractors)
+        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name, extractors, self._peak)
 
     def hello(self, kind: str, devices: int = 1) -> dict[str, Any]:
         """What this worker is. Raises UserError where JAX found other devices than Ray gave it."""
@@ -69,6 +69,9 @@ class Worker:
             "count": self._drawn_on,
             "memory": (self._device.memory_stats() or {}).get("bytes_limit"),
         }
+
+    def _peak(self) -> int | None:
+        return (self._device.memory_stats() or {}).get("peak_bytes_in_use")
 
     def draw(self, task: Task) -> Result | Failure:
         """See `Drawer.draw`. At a URI the worker stores what it drew, and sends back the rest."""
