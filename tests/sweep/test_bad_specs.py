@@ -146,6 +146,7 @@ BAD = {
     "sharding of one device": ("batch: 2", "sharding: rows", 9, "sharding is rows and a worker has one device"),
     "an unknown metric": ("[objects]", "[fidd]", 10, "metrics[0]: unknown metric 'fidd'"),
     "a distance without its network": ("[objects]", "[fid]", 10, "metrics: metric fid needs the file of Inception's"),
+    "crops without their network": ("[objects]", "[patch_fid]", 10, "metrics: metric patch_fid needs the file of"),
     "a score without its network": ("[objects]", "[clip]", 10, "metrics: metric clip needs a CLIP model"),
     "a limit of no method": ("batch: 2", "limits: {resize: 2}", 9, "limits names 'resize', no method here"),
     "a limit of nothing": ("batch: 2", "limits: {entropy: 0}", 9, "limits.entropy"),
