@@ -69,7 +69,9 @@ scenes-study: $(STAMP) ## Measure what the rules and any multiplier do to the bu
 tables: $(STAMP) ## Draw the paper's tables on the built-in model for docs/tables.md, going on where it was stopped: an hour or two
 	@$(BIN)/entscale sweep sweeps/tables-reference.yaml --out runs/tables-reference
 	@$(BIN)/entscale sweep sweeps/tables.yaml --out runs/tables
-	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --document docs/tables.md
+	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --measure scenes_patch_fid --memory \
+		--document docs/tables.md
+	@$(BIN)/python -m entscale_jax.reports.spot_cells runs/tables tests/data/spot_cells
 
 scenes-calibrated: $(STAMP) ## Measure what rule calibrated does beside the other two, for docs/scenes.md: an hour or two
 	@$(BIN)/entscale sweep sweeps/scenes-study-calibrated-entropy.yaml --out $(CALIBRATED)/entropy
