@@ -1,5 +1,6 @@
 """Device memory by size and method, as the paper's Tables 4 and 5 have it: what the largest compiled program needs."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -69,7 +70,7 @@ def _notes(run: Run, needs: Mapping[Group, Need], drawn: Sequence[Group]) -> lis
     notes = [
         "weights that the program reads, inputs, outputs and temporaries, as the compiler laid them out beforehand: "
         f"exact, and no allocator's peak; the largest is {_listed(sorted({need.program for need in needs.values()}))}",
-        f"images a call: {'; '.join(_by_batch(run, needs))}",
+        f"images a call: {_by_batch(run, needs)}",
     ]
     if run.memory_made:
         versions = run.memory_made.get("versions", {})
@@ -104,14 +105,15 @@ def _need(entry: Mapping[str, Any]) -> Need | None:
     return Need(program=name, needed=programs[name]["needed"], batch=entry["batch"], device_peak=peak)
 
 
-def _by_batch(run: Run, needs: Mapping[Group, Need]) -> list[str]:
-    batches = sorted({need.batch for need in needs.values()}, reverse=True)
-    if len(batches) == 1:
-        return [str(batches[0])]
-    return [
+def _by_batch(run: Run, needs: Mapping[Group, Need]) -> str:
+    """Images a call: the usual count, and which have another."""
+    counts = Counter(need.batch for need in needs.values())
+    usual, *others = sorted(counts, key=lambda batch: (-counts[batch], -batch))
+    exceptions = [
         f"{batch} of {', '.join(_name(run, group) for group, need in needs.items() if need.batch == batch)}"
-        for batch in batches
+        for batch in others
     ]
+    return f"{usual}, but {' and '.join(exceptions)}" if exceptions else str(usual)
 
 
 def _name(run: Run, group: Group) -> str:

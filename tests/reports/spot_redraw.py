@@ -16,13 +16,17 @@ from entscale_jax.compilation import enable_cache
 from entscale_jax.sweep.api import plan_sweep
 from entscale_jax.sweep.drawer import load_pipeline
 from entscale_jax.sweep.executor import Finished
+from entscale_jax.sweep.spec import Metric
+
+COMPARED = (Metric.OBJECTS, Metric.SCENES_CLIP)
+"""What the cells that are kept tell of; features are not drawn again."""
 
 
 def main(sweep_file: str, out: str, *wanted: str) -> None:
     enable_cache(every_program=True)
     sweep = plan_sweep(sweep_file, out)
     folders = {name: str(info.folder.resolve()) for name, info in sweep.plan.models.items()}
-    executor = FakeExecutor(metrics=sweep.spec.metrics, load=load_pipeline(folders))
+    executor = FakeExecutor(metrics=COMPARED, load=load_pipeline(folders))
     (worker,) = executor.start()
     rows = {}
     for task in sweep.plan.tasks(set(wanted)):

@@ -60,7 +60,7 @@ def test_a_figure_is_what_the_largest_program_needs(make_run):
     assert places["96x64", "entropy"].difference == 2.0
     assert places["96x64", "resize"].difference is None  # of other counts of images
     notes = "; ".join(table.notes)
-    assert "images a call: 8 of 64x64 original, 64x64 resize, 96x64 resize; 3 of 96x64 original" in notes
+    assert "images a call: 8, but 3 of 96x64 original, 96x64 entropy;" in notes
     assert "the largest is one of decode_latents, denoise_latents" in notes
     assert "not recorded by this run: 64x64 entropy" in notes
     assert "allocator had in use" not in notes
