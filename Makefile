@@ -25,7 +25,7 @@ TEST_PROCESSES ?= 2
 PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy setup-browser sweep scenes-study scenes-calibrated tables scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy setup-browser sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,11 @@ tables: $(STAMP) ## Draw the paper's tables on the built-in model for docs/table
 	@$(BIN)/entscale sweep sweeps/tables-reference.yaml --out runs/tables-reference
 	@$(BIN)/entscale sweep sweeps/tables.yaml --out runs/tables
 	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --document docs/tables.md
+
+figures: $(STAMP) ## Draw the paper's figures on the built-in model for docs/figures.md, going on where it was stopped: minutes
+	@$(BIN)/entscale sweep sweeps/figures.yaml --out runs/figures
+	@$(BIN)/entscale sweep sweeps/figures-entropy.yaml --out runs/figures-entropy
+	@$(BIN)/python -m entscale_jax.reports.figures_document docs/figures.md runs/figures runs/figures-entropy
 
 scenes-calibrated: $(STAMP) ## Measure what rule calibrated does beside the other two, for docs/scenes.md: an hour or two
 	@$(BIN)/entscale sweep sweeps/scenes-study-calibrated-entropy.yaml --out $(CALIBRATED)/entropy

@@ -17,6 +17,8 @@ _TALLEST, _LOWEST = 1.66, 0.9
 """Inches of the highest picture."""
 _GAP, _GROUP_GAP, _EDGE, _BETWEEN = 0.04, 0.12, 0.08, 0.2
 """Inches between pictures, between sizes, around all, and between captions side by side."""
+_ROUNDING = 0.01
+"""Inches by which whole pixels may be wider than what they stand for."""
 _SHARPEST, _COARSEST = 400, 200
 """Dots an inch; between them, as many as the largest picture has pixels."""
 _LINE = 1.25
@@ -181,12 +183,17 @@ class Layout:
 
     @cached_property
     def _tallest(self) -> float:
-        """Inches of the highest picture: so that a block fills the page, within limits."""
-        columns = self.shown.columns
-        highest = max(column.size.height for column in columns)
+        """Inches of the highest picture: so that two blocks, or else one, fill the page, within limits."""
+        columns, sizes = self.shown.columns, self.shown.sizes
+        highest = max(size.height for size in sizes)
         heights = [column.size.height if self.scaled is Scaled.HEIGHT else highest for column in columns]
         wide = sum(column.size.width / height for column, height in zip(columns, heights, strict=True))
-        return min(_TALLEST, max(_LOWEST, (_PAGE - 2 * _EDGE - _GROUP_GAP * len(self.shown.sizes)) / wide))
+        gaps = _GAP * (len(columns) - len(sizes)) + _GROUP_GAP * (len(sizes) - 1) + _ROUNDING * len(columns)
+        for across in (2, 1):
+            room = (_PAGE - 2 * _EDGE - (across - 1) * _BETWEEN) / across - gaps
+            if len(self.shown.pairs) >= across and room >= _LOWEST * wide:
+                return min(_TALLEST, room / wide)
+        return _LOWEST
 
 
 def foot_text(run: Run, shown: Shown, scaled: Scaled) -> str:
