@@ -1,4 +1,4 @@
-"""docs/figures.md: its section is made of two runs, and its table of the paper's items holds to the files and commands."""
+"""docs/figures.md: its section is made of two runs, and its table of the paper's items holds to files and commands."""
 
 import re
 import shlex
