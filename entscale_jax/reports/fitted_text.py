@@ -35,18 +35,18 @@ def text_width(text: str, points: float, *, bold: bool = False) -> float:
     return width
 
 
-def wrap(text: str, width: float, points: float, *, lines: int, bold: bool = False) -> list[str]:
-    """The text over at most so many lines of at most `width` points, cut with an ellipsis where it is longer.
+def wrap(text: str, width: float, points: float, *, lines: int, bold: bool = False, end: str = "") -> list[str]:
+    """The text and `end` over at most so many lines of at most `width` points.
 
-    Lines end at spaces, those that may break; where a word alone is too long, within it.
+    Where they are longer, an ellipsis stands for what is cut from the text, and `end` stays. Lines end at spaces, those
+    that may break, or behind commas; where a word alone is too long, within it.
     """
-    found, rest = [], text
+    found, rest, cut = [], text + end, f"…{end}"
     while rest:
-        end = _fitting(rest, width, points, bold)
-        line, after = _broken(rest, end)
+        line, after = _broken(rest, _fitting(rest, width, points, bold))
         if after and len(found) == lines - 1:
-            end = _fitting(rest, width - text_width("…", points, bold=bold), points, bold)
-            return [*found, f"{rest[:end].rstrip()}…"]
+            letters = _fitting(rest, width - text_width(cut, points, bold=bold), points, bold)
+            return [*found, f"{rest[:letters].rstrip()}{cut}"]
         found.append(line)
         rest = after
     return found
@@ -69,4 +69,7 @@ def _broken(text: str, end: int) -> tuple[str, str]:
     if end == len(text):
         return text, ""
     space = text.rfind(" ", 0, end + 1)
-    return (text[:space], text[space + 1 :]) if space > 0 else (text[:end], text[end:])
+    if space > 0:
+        return text[:space], text[space + 1 :]
+    comma = text.rfind(",", 0, end)
+    return (text[: comma + 1], text[comma + 1 :]) if comma > 0 else (text[:end], text[end:])

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 import matplotlib
@@ -22,7 +23,7 @@ from .sheet_choice import Cell, Choice, choose, read_cell
 from .sheet_layout import CAPTION, FOOT, METHOD, NOTE, SIZE, Layout, Spot, column_text, columns_text, foot_text
 
 SUFFIXES = (".png", ".webp", ".pdf")
-_STYLE = {"font.family": FONT, "text.parse_math": False, "pdf.fonttype": 42, "text.color": "#111111"}
+_STYLE: dict[Any, Any] = {"font.family": FONT, "text.parse_math": False, "pdf.fonttype": 42, "text.color": "#111111"}
 _FAINT, _FRAME = "#555555", "#999999"
 _DETAIL = 2
 """Pixels of a picture in a PDF over those that the sheet would have as PNG, at most: a reader may zoom in."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..errors import UserError
-from .fitted_text import plain, wrap
+from .fitted_text import plain, text_width, wrap
 from .records import Run, Size
 from .sheet_choice import Column, Scaled, Shown
 
@@ -17,6 +17,8 @@ _TALLEST, _LOWEST = 1.66, 0.9
 """Inches of the highest picture."""
 _GAP, _GROUP_GAP, _EDGE, _BETWEEN = 0.04, 0.12, 0.08, 0.2
 """Inches between pictures, between sizes, around all, and between captions side by side."""
+_NAME = 0.7
+"""Inches that the name of a method may ask for."""
 _ROUNDING = 0.01
 """Inches by which whole pixels may be wider than what they stand for."""
 _SHARPEST, _COARSEST = 400, 200
@@ -94,8 +96,8 @@ class Layout:
     def captions(self, index: int) -> list[str]:
         """The lines above a row of pictures."""
         prompt, seed = self.shown.pairs[index]
-        text = f"{plain(prompt)} (seed\N{NO-BREAK SPACE}{seed})"
-        return wrap(text, self.points(self.block_width), CAPTION, lines=3)
+        end = f" (seed\N{NO-BREAK SPACE}{seed})"
+        return wrap(plain(prompt), self.points(self.block_width), CAPTION, lines=3, end=end)
 
     @cached_property
     def foot(self) -> list[str]:
@@ -114,7 +116,7 @@ class Layout:
         for size in self.shown.sizes:
             places = [index for index, column in enumerate(self.shown.columns) if column.size == size]
             left = self._lefts[places[0]]
-            room = self._lefts[places[-1]] + self.picture_size(size)[0] - left
+            room = self._lefts[places[-1]] + self._column_width(self.shown.columns[places[-1]]) - left
             found.append((left, wrap(plain(self.run.label(size)), self.points(room), SIZE, lines=2, bold=True)))
         return found
 
@@ -122,9 +124,9 @@ class Layout:
     def method_labels(self) -> list[tuple[int, list[str]]]:
         """Likewise of each column's method."""
         columns = self.shown.columns
-        rooms = [self.points(self.picture_size(column.size)[0]) for column in columns]
+        rooms = [self.points(self._column_width(column)) for column in columns]
         return [
-            (left, wrap(column.method, room, METHOD, lines=2))
+            (left, wrap(column.method, room, METHOD, lines=3))
             for left, column, room in zip(self._lefts, columns, rooms, strict=False)
         ]
 
@@ -159,8 +161,13 @@ class Layout:
             if before is not None:
                 x += self.dots(_GAP if before.size == column.size else _GROUP_GAP)
             lefts.append(x)
-            x += self.picture_size(column.size)[0]
+            x += self._column_width(column)
         return [*lefts, x]
+
+    def _column_width(self, column: Column) -> int:
+        """That of its pictures, or what the method's name asks for where they are narrow."""
+        name = self.dots(min(_NAME, text_width(column.method, METHOD) / 72 + 2 * _ROUNDING))
+        return max(self.picture_size(column.size)[0], name)
 
     @cached_property
     def _row_tops(self) -> list[int]:

@@ -172,12 +172,19 @@ def test_a_long_caption_keeps_within_its_block_and_the_whole_of_it_is_in_the_fil
     layout = layout_of(run)
     lines = layout.captions(0)
     assert len(lines) == 3
-    assert lines[-1].endswith("…")
+    assert lines[-1].endswith("… (seed\N{NO-BREAK SPACE}0)")
     figure, _ = _draw(layout, enlarged=True)
     figure.canvas.draw()
     assert max(text.get_window_extent().x1 for text in figure.axes[0].texts) <= layout.width
     write_sheet(run, tmp_path / "s.png")
     assert prompt in read_text(tmp_path / "s.png")["Description"]
+
+
+def test_names_of_methods_have_room_over_narrow_pictures(tmp_path):
+    long = {"rule": "fixed", "multiplier": [0.9, 0.8, 0.7, 0.6]}
+    run = SyntheticRun(sizes=((16, 128), (64, 64)), methods=("original", long), prompts=("a",)).write(tmp_path / "run")
+    labels = [lines for _, lines in layout_of(run).method_labels]
+    assert labels[:2] == [["original"], ["fixed:0.9,0.8,", "0.7,0.6"]]
 
 
 def test_what_is_not_there_is_a_frame_that_says_why(tmp_path):
