@@ -42,7 +42,7 @@ def write_sheet(run: Path | str, file: Path, choice: Choice | None = None) -> Pa
         raise UserError(f"{file} has no known kind: give a name that ends in {', '.join(SUFFIXES)}")
     found, choice = read_run(Path(run)), choice or Choice()
     layout = Layout(run=found, shown=choose(found, choice), scaled=choice.scaled)
-    layout.check()
+    layout.check(kind)
     with matplotlib.rc_context(_STYLE), any_letters():
         content = _pdf(layout) if kind == ".pdf" else _raster(layout, kind)
     try:

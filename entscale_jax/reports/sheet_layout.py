@@ -25,10 +25,10 @@ _SHARPEST, _COARSEST = 400, 200
 """Dots an inch; between them, as many as the largest picture has pixels."""
 _LINE = 1.25
 """Height of a line of text over its font size."""
-MOST_PIXELS = 60_000_000
-"""Of a sheet: its memory is some twenty bytes each."""
-_LONGEST = 65_000
-"""Pixels of a side, which matplotlib can draw."""
+MOST_PIXELS = 40_000_000
+"""Of a sheet, whose memory is up to twenty bytes each."""
+_LONGEST, _LONGEST_WEBP = 65_000, 16_383
+"""Pixels of a side, which matplotlib can draw and WebP can hold."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,12 @@ class Layout:
         below = len(self.foot) * self.line(FOOT) + self.dots(_EDGE)
         return self._row_tops[-1] + below
 
-    def check(self) -> None:
-        """Raises UserError where the sheet would be larger than memory should hold."""
-        if self.width * self.height > MOST_PIXELS or max(self.width, self.height) > _LONGEST:
+    def check(self, kind: str = ".png") -> None:
+        """Raises UserError where the sheet would be larger than memory should hold, or than this kind of file can."""
+        longest = _LONGEST_WEBP if kind == ".webp" else _LONGEST
+        if self.width * self.height > MOST_PIXELS or max(self.width, self.height) > longest:
             raise UserError(
-                f"the sheet would be {self.width:,} x {self.height:,} pixels, which is too large: choose fewer with "
+                f"the sheet would be {self.width:,} x {self.height:,} pixels, too large for {kind}: choose fewer with "
                 "--count, --prompts, --seeds, --sizes or --methods"
             )
 

@@ -243,18 +243,27 @@ def test_too_many_pictures_are_refused_in_one_line(tmp_path):
     prompts = tuple(f"caption {number}" for number in range(MOST // 2 + 1))
     run = SyntheticRun(sizes=((8, 8),), prompts=prompts, metrics=()).write(tmp_path / "run")
     assert len(layout_of(run).shown.pairs) == COUNT
-    most = Choice(count=MOST // 2)
-    layout_of(run, count=MOST // 2).check()
+    assert len(layout_of(run, count=MOST // 2).shown.pairs) == MOST // 2
     with pytest.raises(UserError, match=rf"would hold {MOST + 2} pictures, and {MOST} is the most: choose fewer with"):
         write_sheet(run, tmp_path / "s.png", Choice(count=MOST // 2 + 1))
-    assert len(choose(read_run(run), most).pairs) == MOST // 2
 
 
 def test_a_sheet_that_memory_should_not_hold_is_refused(tmp_path):
     prompts = tuple(f"caption {number}" for number in range(200))
     run = SyntheticRun(sizes=((256, 16),), prompts=prompts, metrics=()).write(tmp_path / "run")
-    with pytest.raises(UserError, match=r"the sheet would be [\d,]+ x [\d,]+ pixels, which is too large: choose fewer"):
+    with pytest.raises(
+        UserError, match=r"the sheet would be [\d,]+ x [\d,]+ pixels, too large for \.png: choose fewer"
+    ):
         write_sheet(run, tmp_path / "s.png", Choice(count=200))
+
+
+def test_webp_holds_less_than_the_others(tmp_path):
+    prompts = tuple(f"caption {number}" for number in range(200))
+    run = SyntheticRun(sizes=((8, 8),), methods=("original",), prompts=prompts, metrics=()).write(tmp_path / "run")
+    layout = layout_of(run, count=200)
+    layout.check(".png")
+    with pytest.raises(UserError, match=r"too large for \.webp"):
+        layout.check(".webp")
 
 
 @pytest.mark.parametrize("name", ["s.jpg", "s", "png"])
