@@ -71,7 +71,8 @@ def _study(run: Run, model: str, found: list[LayerEntropy]) -> EntropyStudy:
 
 
 def _point(run: Run, size: Size, method: str, layers: list[LayerEntropy]) -> EntropyPoint:
-    samples = run.of(size, method).values()
+    drawn = run.of(size, method)
+    samples = [drawn[pair] for pair in run.pairs if pair in drawn]  # resampled alike at every size and rule
     whole = [sample for sample in samples if all(sample.cell in one.images for one in layers)]
     return EntropyPoint(
         size=(size.width, size.height),
