@@ -158,7 +158,7 @@ def _draw_frame(axes: Axes, layout: Layout, spot: Spot, cell: Cell) -> None:
 
 
 def _fitted(image: Image.Image, spot: Spot, enlarged: bool) -> Image.Image:
-    """The picture at the pixels of its spot: reduced by averaging, enlarged by repeating, so that nothing is made up.
+    """The picture at the pixels of its spot: enlarged by repeating its own, so that nothing is smoothed into it.
 
     In a PDF, which scales by itself, only reduced.
     """

@@ -1,10 +1,12 @@
 """Contact sheets: which picture stands where, what the labels say, what is missing, and what is refused."""
 
 import io
+import json
 import re
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from synthetic_run import SyntheticRun, hash_free
 
@@ -209,6 +211,19 @@ def test_what_is_not_there_is_a_frame_that_says_why(tmp_path):
     assert "exact" not in written
     text = read_text(write_sheet(run, tmp_path / "s.png"))["Description"]
     assert "Row 1: a red circle, seed 0. 64x64 original: exact; 64x64 entropy: failed: RuntimeError: no memory." in text
+
+
+def test_a_rule_without_a_value_at_a_size_says_so(tmp_path):
+    run = SyntheticRun(methods=("original", "calibrated"), prompts=(CIRCLE,)).write(tmp_path / "run")
+    for row in (run / "rows").glob("*.json"):
+        content = json.loads(row.read_text())
+        if (content["width"], content["method"]) == (64, "calibrated"):
+            row.unlink()
+    spec = yaml.safe_load((run / "spec.yaml").read_text())
+    undefined = {"model": "scenes", "size": "64x64", "method": "calibrated", "reason": "log N is below E_T"}
+    (run / "spec.yaml").write_text(yaml.safe_dump({**spec, "undefined": [undefined]}))
+    _, notes = _draw(layout_of(run), enlarged=True)
+    assert notes == [["exact", "undefined at this size", "exact", "exact"]]
 
 
 def test_the_text_alternative_tells_columns_rows_and_origin(folder, tmp_path):
