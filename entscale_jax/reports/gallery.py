@@ -23,6 +23,8 @@ class State(StrEnum):
     DRAWN = "drawn"
     OPEN = "open"
     """Not drawn yet."""
+    LEFT_OUT = "left out"
+    """Beyond what the sweep draws of its method: cards do not show it."""
     FAILED = "failed"
     LOST = "lost"
     """Its row is there, but no file that can be read."""
@@ -105,11 +107,14 @@ def _gallery(run: Run, size: Size, levels: Levels | None, small: Mapping[Path, s
 
 
 def _card(run: Run, size: Size, pair: Pair, small: Mapping[Path, str | None], page: Path) -> Card:
-    pictures = [_picture(run, method, run.of(size, method).get(pair), small, page) for method in run.methods]
+    pictures = [_picture(run, size, method, pair, small, page) for method in run.methods]
     return Card(id=card_id(size, pair), prompt=pair[0], seed=pair[1], pictures=tuple(pictures))
 
 
-def _picture(run: Run, method: str, sample: Sample | None, small: Mapping[Path, str | None], page: Path) -> Picture:
+def _picture(run: Run, size: Size, method: str, pair: Pair, small: Mapping[Path, str | None], page: Path) -> Picture:
+    sample = run.of(size, method).get(pair)
+    if sample is None and not run.wants(method, pair):
+        return Picture(method=method, state=State.LEFT_OUT, note="left out by the sweep's limits")
     if sample is None:
         return Picture(method=method, state=State.OPEN, note="not drawn yet")
     if sample.error is not None or sample.image is None:

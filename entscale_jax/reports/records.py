@@ -168,6 +168,15 @@ class Run:
             return [(prompt, seed) for seed, prompt in enumerate(prompts, seeds["first"])]
         return list(dict.fromkeys((prompt, seed) for prompt in prompts for seed in seeds))
 
+    def wants(self, method: str, pair: Pair) -> bool:
+        """Whether the sweep draws a method for a caption and seed: `limits` may leave the later ones out."""
+        limit = (self.spec.get("limits") or {}).get(method)
+        return limit is None or self._numbers.get(pair, limit) < limit
+
+    @cached_property
+    def _numbers(self) -> dict[Pair, int]:
+        return {pair: number for number, pair in enumerate(self._wanted_pairs)}
+
     def of(self, size: Size, method: str) -> dict[Pair, Sample]:
         """The cells of a size and method, the failed ones too."""
         return self._groups.get((size, method), {})

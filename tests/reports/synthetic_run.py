@@ -26,6 +26,8 @@ class SyntheticRun:
     metrics: tuple[str, ...] = ("objects", "entropy")
     objects: dict[Any, tuple[bool, int, int]] = field(default_factory=dict)
     errors: dict[Any, str] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+    """Goes into the spec alone: every cell is written."""
     name: str = "synthetic"
     weights: str = "0123abcd" * 8
     steps: int = 2
@@ -67,6 +69,8 @@ class SyntheticRun:
             "sampler": {"name": "ddim", "steps": self.steps, "guidance": 5.0},
             "metrics": list(self.metrics),
         }
+        if self.limits:
+            sweep["limits"] = self.limits
         weights = dict.fromkeys(self.models, self.weights)
         (folder / "spec.yaml").write_text(yaml.safe_dump({"sweep": sweep, "weights": weights}, sort_keys=False))
 

@@ -221,6 +221,22 @@ def test_an_unfinished_run_says_how_much_is_done(folder):
     assert len(page.pictures) == 5
 
 
+def test_what_limits_leave_out_is_not_called_missing(folder):
+    limited = SyntheticRun(limits={"entropy": 1})
+    limited.write(folder)
+    beyond = [row for row in limited.rows if row["method"] == "entropy" and row["prompt"] == SQUARE]
+    for row in beyond:
+        (folder / "rows" / f"{row['cell']}.json").unlink()
+    page = Page(write_report(folder).read_text())
+    assert "Unfinished" not in page.text
+    assert [picture["state"] for picture in page.all_pictures if picture["state"] != "drawn"] == ["left out"] * 2
+    # The control: without limits the same cells are missing.
+    spec = folder / "spec.yaml"
+    spec.write_text(spec.read_text().replace("  limits:\n    entropy: 1\n", ""))
+    page = Page(write_report(folder).read_text())
+    assert [picture["state"] for picture in page.all_pictures if picture["state"] != "drawn"] == ["open"] * 2
+
+
 def test_a_seed_for_each_caption_is_planned_once(folder):
     page = make_page(SyntheticRun(prompts=(CIRCLE, SQUARE, CIRCLE), seeds={"first": 7}), folder)
     assert "Unfinished" not in page.text

@@ -67,7 +67,7 @@ function cardElement(card, size, methods) {
     caption.append(" ", element("span", { className: "tag" }, "control: N = T"));
   }
   const pair = element("div", { className: "pair" });
-  pair.append(...card.pictures.filter((one) => methods.has(one.method)).map((one) => pictureElement(card, one)));
+  pair.append(...shownPictures(card, methods).map((one) => pictureElement(card, one)));
   const made = element("figure", { className: "card", id: `card-${card.id}` }, caption, pair);
   made.style.setProperty("--width", `${size.shownWidth}px`);
   made.style.setProperty("--height", `${size.shownHeight}px`);

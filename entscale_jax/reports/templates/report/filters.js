@@ -28,19 +28,20 @@ function chosenCards(cards, filters) {
     return kept;
   }
   const badness = filters.order === "difference" ? difference : worst;
-  const keyed = kept.map((card) => [badness(shownPictures(card, filters)), card]);
+  const keyed = kept.map((card) => [badness(shownPictures(card, filters.methods)), card]);
   return keyed.sort(([one], [other]) => other - one).map(([, card]) => card);
 }
 
-function shownPictures(card, filters) {
-  return card.pictures.filter((picture) => filters.methods.has(picture.method));
+// What the sweep leaves out of its own accord is not missing.
+function shownPictures(card, methods) {
+  return card.pictures.filter((picture) => methods.has(picture.method) && picture.state !== "left out");
 }
 
 function fits(card, filters) {
   return (
     (filters.size === "" || card.size === Number(filters.size)) &&
     card.searched.includes(filters.prompt) &&
-    shownPictures(card, filters).some(VERDICTS[filters.verdict])
+    shownPictures(card, filters.methods).some(VERDICTS[filters.verdict])
   );
 }
 
