@@ -98,7 +98,11 @@ def read_cell(run: Run, column: Column, pair: Pair) -> Cell:
     sample = run.of(column.size, column.method).get(pair)
     if sample is None:
         undefined = any((one.size, one.method) == (column.size, column.method) for one in run.undefined)
-        return Cell(None, "undefined at this size" if undefined else "not drawn")
+        left_out = not run.wants(column.method, pair)
+        reason = (
+            "undefined at this size" if undefined else "left out by the sweep's limits" if left_out else "not drawn"
+        )
+        return Cell(None, reason)
     if sample.error is not None or sample.image is None:
         return Cell(None, f"failed: {sample.error or 'no image'}")
     path = run.folder / sample.image

@@ -226,6 +226,15 @@ def test_a_rule_without_a_value_at_a_size_says_so(tmp_path):
     assert notes == [["exact", "undefined at this size", "exact", "exact"]]
 
 
+def test_what_the_sweeps_limits_leave_out_is_not_called_missing(tmp_path):
+    made = SyntheticRun(sizes=((64, 64),), limits={"entropy": 1})
+    run = made.write(tmp_path / "run")
+    (cell,) = (row["cell"] for row in made.rows if (row["prompt"], row["method"]) == (SQUARE, "entropy"))
+    (run / "rows" / f"{cell}.json").unlink()
+    _, notes = _draw(layout_of(run), enlarged=True)
+    assert notes == [["exact", "exact"], ["exact", "left out by the sweep's limits"]]
+
+
 def test_the_text_alternative_tells_columns_rows_and_origin(folder, tmp_path):
     text = read_text(write_sheet(folder, tmp_path / "s.png", Choice(methods="entropy,original")))["Description"]
     assert text.startswith(
