@@ -25,7 +25,7 @@ TEST_PROCESSES ?= 2
 PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy setup-browser sweep scenes-study scenes-calibrated tables scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy setup-browser sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,11 @@ tables: $(STAMP) ## Draw the paper's tables on the built-in model for docs/table
 	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --measure scenes_patch_fid --memory \
 		--document docs/tables.md
 	@$(BIN)/python -m entscale_jax.reports.spot_cells runs/tables tests/data/spot_cells
+
+figures: $(STAMP) ## Draw the paper's figures on the built-in model for docs/figures.md, going on where it was stopped: minutes
+	@$(BIN)/entscale sweep sweeps/figures.yaml --out runs/figures
+	@$(BIN)/entscale sweep sweeps/figures-entropy.yaml --out runs/figures-entropy
+	@$(BIN)/python -m entscale_jax.reports.figures_document docs/figures.md runs/figures runs/figures-entropy
 
 scenes-calibrated: $(STAMP) ## Measure what rule calibrated does beside the other two, for docs/scenes.md: an hour or two
 	@$(BIN)/entscale sweep sweeps/scenes-study-calibrated-entropy.yaml --out $(CALIBRATED)/entropy

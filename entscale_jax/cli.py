@@ -370,7 +370,11 @@ def fetch(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of sweeps, such as runs/aspect.", metavar="RUN...")],
     picture: Annotated[
-        Path | None, typer.Option(help="Also write a PNG of the first run's pairs at every size.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Also write a contact sheet of the first run, as entscale sheet does without options.",
+            show_default=False,
+        ),
     ] = None,
     study: Annotated[
         Path | None,
@@ -389,10 +393,10 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of each run, one self-contained HTML file."""
-    from .reports import write_calibrated, write_picture, write_report, write_study
+    from .reports import write_calibrated, write_report, write_sheet, write_study
 
     if picture is not None:
-        write_picture(runs[0], picture)
+        write_sheet(runs[0], picture)
     for run in runs:
         Console().print(f"report: {write_report(run)}", soft_wrap=True, highlight=False)
     if study is not None:
@@ -401,6 +405,46 @@ def report(
     if calibrated is not None:
         write_calibrated(runs, calibrated)
         Console().print(f"calibrated: {calibrated}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def sheet(
+    run: Annotated[Path, typer.Argument(help="Run folder of a sweep, such as runs/aspect.", metavar="RUN")],
+    sizes: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT, with commas; all if not given.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="With commas, such as original,entropy; all if not given.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(help="A caption, or a file with one a line; may be given again.", show_default=False),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="With commas; all if not given.", show_default=False)] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(help="Rows, the first ones. [default: 8; all with --prompts or --seeds]", show_default=False),
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="height: all pictures of one height. pixels: a pixel as large in all.")
+    ] = "height",
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG, WebP or PDF to write.")] = Path("sheet.png"),
+) -> None:
+    """Write a contact sheet: a row a caption and seed, the methods side by side at each size."""
+    from .caption_file import captions_of
+    from .reports import write_sheet
+    from .reports.sheet_choice import Choice, read_scaled
+
+    choice = Choice(
+        sizes=None if sizes is None else [parse_size(text) for text in sizes.split(",") if text.strip()],
+        methods=methods,
+        prompts=None if not prompts else [caption for source in prompts for caption in captions_of(source)],
+        seeds=None if seeds is None else _seeds(seeds),
+        count=count,
+        scaled=read_scaled(scale),
+    )
+    Console().print(f"sheet: {write_sheet(run, out, choice)}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -4,14 +4,15 @@ E_T is a mean at the training size under rule `original`, E_N one at another siz
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float
 
 from .scales import ScaleRule
-from .statistics import Interval, bootstrap_mean
+from .statistics import Interval, bootstrap, bootstrap_mean
 
 ORIGINAL = ScaleRule.ORIGINAL.value
 SMALL_GAP = 0.01
@@ -21,6 +22,8 @@ _PANEL_AREAS = (1 / 4, 9 / 4, 4)
 
 PixelSize = tuple[int, int]
 """(width, height) in pixels."""
+Image = tuple[str, int]
+"""A caption and a seed: what the images of several sizes and rules share."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,8 @@ class EntropyPoint:
     method: str
     tokens: tuple[int, ...]
     """N of each layer."""
-    layers: tuple[float, ...]
-    """Mean entropy of each layer."""
-    images: Mapping[tuple[str, int], float]
-    """Caption and seed -> mean entropy over layers."""
-    by_image: tuple[tuple[float, ...], ...] = ()
-    """Mean entropy of each layer, image by image; empty where only the means are known."""
+    images: Mapping[Image, tuple[float, ...]]
+    """Mean entropy of each layer in each image; one image at least."""
 
     @property
     def finest(self) -> int:
@@ -63,23 +62,23 @@ class EntropyPoint:
         return size_text(self.size)
 
     @cached_property
+    def layers(self) -> tuple[float, ...]:
+        """Mean entropy of each layer over images."""
+        return tuple(self.of([*self.images]).mean(axis=0).tolist())
+
+    @cached_property
     def mean(self) -> Interval:
         """Over layers and images, with its interval over images."""
-        return bootstrap_mean(np.array([*self.images.values()])[:, None])[0]
+        return bootstrap_mean(self.of([*self.images]).mean(axis=1, keepdims=True))[0]
 
     @cached_property
     def layer_intervals(self) -> tuple[Interval, ...]:
-        """Of each layer over images; empty where only the means are known."""
-        values = np.array(self.by_image)
-        # A few columns at a time: thousands of images of all layers at once, resampled, would need a gigabyte.
-        blocks = (values[:, start : start + 4] for start in range(0, values.shape[-1], 4))
-        return tuple(found for block in blocks for found in bootstrap_mean(block)) if self.by_image else ()
+        """Of each layer over images."""
+        return bootstrap(self.of([*self.images]), lambda means: means)
 
-    def less(self, other: "EntropyPoint") -> Interval | None:
-        """The mean difference over the captions and seeds that both drew; None where there are none."""
-        pairs = [pair for pair in self.images if pair in other.images]
-        differences = [self.images[pair] - other.images[pair] for pair in pairs]
-        return bootstrap_mean(np.array(differences)[:, None])[0] if pairs else None
+    def of(self, images: Sequence[Image]) -> Float[np.ndarray, "images layers"]:
+        """Mean entropy of each layer in these images."""
+        return np.array([self.images[image] for image in images])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,31 +126,77 @@ class EntropyStudy:
         points = self.of(method)
         return fit_line([point.finest for point in points], [point.mean.mean for point in points])
 
+    def line_intervals(self, method: str) -> tuple[Interval, Interval] | None:
+        """Slope and intercept of a rule's line with their intervals over images, which all sizes share.
+
+        None without a line, and where the sizes were not drawn of the same images.
+        """
+        points = self.of(method)
+        images = _common(*points)
+        if self.line(method) is None or any(len(point.images) > len(images) for point in points):
+            return None
+        tokens = [point.finest for point in points]
+        values = np.stack([point.of(images).mean(axis=1) for point in points], axis=1)
+        slope, intercept = bootstrap(values, lambda means: np.stack(least_squares(tokens, means), axis=-1))
+        return slope, intercept
+
     def gap(self, point: EntropyPoint) -> Interval | None:
         """E_N - E_T by pairs of the same caption and seed; None where E_T is not known, and for E_T itself."""
-        if self.trained is None or point is self.trained:
-            return None
-        return point.less(self.trained)
+        found = self._differences(point)
+        return None if found is None else bootstrap_mean(found.mean(axis=1, keepdims=True))[0]
 
-    def share(self, point: EntropyPoint) -> float | None:
-        """The share of the gap under rule `original` that the point's rule brings back.
+    def layer_gaps(self, point: EntropyPoint) -> tuple[Interval, ...] | None:
+        """Likewise of each layer."""
+        found = self._differences(point)
+        return None if found is None else bootstrap(found, lambda means: means)
+
+    def share(self, point: EntropyPoint) -> Interval | None:
+        """The share of the gap under rule `original` that the point's rule brings back, over images that all drew.
 
         (E_N(original) - E_N) / (E_N(original) - E_T): 1 is all of it, above 1 it overshoots, below 0 it leads further
         away. None for rule `original` itself, and where the interval of the gap includes 0.
         """
         plain = self._plain(point)
         gap = None if plain is None else self.gap(plain)
-        if plain is None or gap is None or gap.holds_zero:
+        if gap is None or gap.holds_zero:
             return None
-        return (plain.mean.mean - point.mean.mean) / gap.mean
+        shares = self._shares(point, lambda values: values.mean(axis=1, keepdims=True))
+        return shares[0] if shares else None
 
-    def layer_share(self, point: EntropyPoint, index: int) -> float | None:
-        """Likewise of one layer; None where its gap is below `SMALL_GAP`."""
-        plain, trained = self._plain(point), self.trained
-        if plain is None or trained is None:
+    def layer_shares(self, point: EntropyPoint) -> tuple[Interval | None, ...]:
+        """Likewise of each layer; None also where its gap is below `SMALL_GAP`."""
+        plain = self._plain(point)
+        gaps = None if plain is None else self.layer_gaps(plain)
+        if gaps is None:
+            return (None,) * len(self.layers)
+        shares = self._shares(point, lambda values: values) or (None,) * len(gaps)
+        known = [not gap.holds_zero and abs(gap.mean) >= SMALL_GAP for gap in gaps]
+        return tuple(share if told else None for share, told in zip(shares, known, strict=True))
+
+    def _differences(self, point: EntropyPoint) -> Float[np.ndarray, "images layers"] | None:
+        """E_N - E_T of each layer in the images that both drew."""
+        trained = self.trained
+        if trained is None or point is trained:
             return None
-        gap = plain.layers[index] - trained.layers[index]
-        return (plain.layers[index] - point.layers[index]) / gap if abs(gap) >= SMALL_GAP else None
+        images = _common(point, trained)
+        return point.of(images) - trained.of(images) if images else None
+
+    def _shares(
+        self, point: EntropyPoint, of: Callable[[Float[np.ndarray, "images layers"]], Float[np.ndarray, "images some"]]
+    ) -> tuple[Interval, ...]:
+        """Of what `of` makes of the layers; empty where no image was drawn of all three."""
+        plain, trained = self._plain(point), self.trained
+        images = [] if plain is None or trained is None else _common(plain, point, trained)
+        if plain is None or trained is None or not images:
+            return ()
+        values = [of(one.of(images)) for one in (plain, point, trained)]
+
+        def ratio(means: Float[np.ndarray, "... columns"]) -> Float[np.ndarray, "... some"]:
+            now, scaled, then = np.split(means, 3, axis=-1)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return (now - scaled) / (now - then)
+
+        return bootstrap(np.concatenate(values, axis=1), ratio)
 
     def _plain(self, point: EntropyPoint) -> EntropyPoint | None:
         return None if point.method == ORIGINAL else self.at(point.size, ORIGINAL)
@@ -174,13 +219,26 @@ def fit_line(tokens: Sequence[int], entropy: Sequence[float]) -> Line | None:
     """The least-squares line of `entropy` against log `tokens`; None for fewer than two different counts."""
     if len(set(tokens)) < 2:
         return None
-    logs, values = np.log(tokens), np.asarray(entropy, np.float64)
-    centred = logs - logs.mean()
-    slope = float(centred @ values / (centred @ centred))
-    intercept = float(values.mean() - slope * logs.mean())
+    values = np.asarray(entropy, np.float64)
+    slope, intercept = map(float, least_squares(tokens, values))
     spread = float(((values - values.mean()) ** 2).sum())
-    residuals = values - intercept - slope * logs
+    residuals = values - intercept - slope * np.log(tokens)
     return Line(slope, intercept, 1 - float(residuals @ residuals) / spread if spread > 0 else math.nan)
+
+
+def least_squares(
+    tokens: Sequence[int], entropy: Float[np.ndarray, "... sizes"]
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Slope and intercept of each row of `entropy` against log `tokens`, of which two differ."""
+    logs = np.log(tokens)
+    centred = logs - logs.mean()
+    slope = entropy @ centred / (centred @ centred)
+    return slope, entropy.mean(axis=-1) - slope * logs.mean()
+
+
+def _common(*points: EntropyPoint) -> list[Image]:
+    """The images that all of them drew, in the order of the first."""
+    return [image for image in points[0].images if all(image in point.images for point in points[1:])]
 
 
 def size_text(size: PixelSize) -> str:

@@ -167,9 +167,7 @@ def _point(found: Measurement, pairs: Sequence[tuple[str, int]]) -> EntropyPoint
         size=found.size,
         method=found.method,
         tokens=found.tokens,
-        layers=tuple(values.mean(axis=1).tolist()),
-        images=dict(zip(pairs, values.mean(axis=0).tolist(), strict=True)),
-        by_image=tuple(map(tuple, values.T.tolist())),
+        images=dict(zip(pairs, map(tuple, values.T.tolist()), strict=True)),
     )
 
 

@@ -1,5 +1,6 @@
 """Means with their uncertainty: a measurement has few pictures at each size, so no mean stands alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,33 @@ def bootstrap_mean(values: Float[np.ndarray, "count columns"], *, seed: int = 0)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     columns = zip(values.mean(axis=0), low, high, strict=True)
     return tuple(Interval(float(mean), float(below), float(above), count) for mean, below, above in columns)
+
+
+def bootstrap(
+    values: Float[np.ndarray, "count columns"],
+    of: Callable[[Float[np.ndarray, "... columns"]], Float[np.ndarray, "... results"]],
+    *,
+    seed: int = 0,
+) -> tuple[Interval, ...]:
+    """What `of` makes of the columns' means, such as a ratio or a slope, with intervals as `bootstrap_mean` has them.
+
+    The columns share the resampled rows, those of `bootstrap_mean`. In each interval `mean` is what `of` makes of the
+    means themselves. Raises UserError for no rows.
+    """
+    count = len(values)
+    if count == 0:
+        raise UserError("no values to resample: give one or more")
+    rng = np.random.default_rng(seed)
+    found = np.concatenate([of(_shares(count, size, rng) @ values) for size in _batches(count)])
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    columns = zip(of(values.mean(axis=0)), low, high, strict=True)
+    return tuple(Interval(float(mean), float(below), float(above), count) for mean, below, above in columns)
+
+
+def _shares(count: int, size: int, rng: np.random.Generator) -> Float[np.ndarray, "size count"]:
+    """How much of each resampled mean is each row's."""
+    rows = rng.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
+    return np.bincount(rows.ravel(), minlength=size * count).reshape(size, count) / count
 
 
 def _batches(count: int) -> list[int]:

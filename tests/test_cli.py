@@ -160,6 +160,7 @@ def test_inspect_refuses(entscale, tiny_folder, tmp_path):
         ("submit",),
         ("status",),
         ("report",),
+        ("sheet",),
         ("entropy",),
         ("parity",),
         ("train", "scenes"),

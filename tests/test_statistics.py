@@ -5,7 +5,7 @@ import pytest
 
 from entscale_jax import statistics
 from entscale_jax.errors import UserError
-from entscale_jax.statistics import Interval, bootstrap_mean
+from entscale_jax.statistics import Interval, bootstrap, bootstrap_mean
 
 
 def test_equal_values_have_an_interval_without_width():
@@ -70,6 +70,21 @@ def test_the_same_seed_gives_the_same_interval_and_another_does_not():
 def test_no_values_are_an_error():
     with pytest.raises(UserError, match="no values"):
         bootstrap_mean(np.zeros((0, 3)))
+
+
+def test_of_the_means_themselves_it_is_the_same_interval():
+    values = np.random.default_rng(7).normal(size=(30, 2))
+    for one, other in zip(bootstrap(values, lambda means: means), bootstrap_mean(values), strict=True):
+        assert (one.mean, one.low, one.high) == pytest.approx((other.mean, other.low, other.high))
+        assert one.count == other.count
+
+
+def test_a_ratio_is_one_of_means_and_not_a_mean_of_ratios():
+    values = np.array([[1.0, 1.0], [9.0, 3.0]])  # ratios 1 and 3, of the means 10 / 4
+    (ratio,) = bootstrap(values, lambda means: means[..., :1] / means[..., 1:])
+    assert (ratio.mean, ratio.low, ratio.high, ratio.count) == (2.5, 1.0, 3.0, 2)
+    with pytest.raises(UserError, match="no values"):
+        bootstrap(np.zeros((0, 2)), lambda means: means)
 
 
 @pytest.mark.parametrize(("low", "high", "holds"), [(-1, 1, True), (0, 2, True), (-2, 0, True), (0.1, 2, False)])

@@ -2,7 +2,7 @@
 
 from .calibrated_section import write_calibrated
 from .html import write_report
-from .picture import write_picture
+from .sheet import write_sheet
 from .study_section import write_study
 
-__all__ = ["write_calibrated", "write_picture", "write_report", "write_study"]
+__all__ = ["write_calibrated", "write_report", "write_sheet", "write_study"]

@@ -21,9 +21,10 @@ from ..environment import commit, versions
 from ..errors import UserError
 from ..marks import find_section, replace_section, table
 from ..pipeline import TextToImage
+from ..statistics import Interval
 from ..weights.folder import ModelInfo
 from .entropy_figures import draw_against_tokens, draw_layers
-from .entropy_tables import SHARE, Table, layers_table, line_text, lines_table, shares_text, sizes_table
+from .entropy_tables import INTERVALS, SHARE, Table, layers_table, line_text, lines_table, shares_text, sizes_table
 from .study_figures import save_figure
 
 SECTION = "entropy"
@@ -81,6 +82,7 @@ def print_study(study: EntropyStudy, console: Console) -> None:
     for sentence in _sentences(study):
         console.print(sentence, highlight=False)
     console.print(SHARE, highlight=False)
+    console.print(INTERVALS, highlight=False)
 
 
 def figures(study: EntropyStudy) -> dict[str, Figure]:
@@ -108,7 +110,7 @@ def section(job: Job, info: ModelInfo, study: EntropyStudy) -> list[str]:
         f"Made by `{job.command}` with the weights `{info.weights_hash[:12]}`, commit `{commit()}`: "
         f"{len(job.plan.captions)} captions, {job.plan.steps} steps, guidance {guidance:g} (the caption's half is "
         "measured); at one size a caption has the same noise under every rule. Means in nats over heads, rows, layers, "
-        "steps and images; in brackets 95% bootstrap intervals over images.",
+        f"steps and images. {INTERVALS}",
         "",
         *(f"- {sentence}" for sentence in _sentences(study)),
         "",
@@ -189,26 +191,35 @@ def _content(job: Job, info: ModelInfo, study: EntropyStudy) -> dict[str, Any]:
     }
 
 
-def _line(study: EntropyStudy, method: str) -> dict[str, float | None] | None:
+def _line(study: EntropyStudy, method: str) -> dict[str, Any] | None:
     line = study.line(method)
     if line is None:
         return None
     fit = None if np.isnan(line.r_squared) else line.r_squared
-    return {"slope": line.slope, "intercept": line.intercept, "r_squared": fit}
+    found = {"slope": line.slope, "intercept": line.intercept, "r_squared": fit}
+    bounds = study.line_intervals(method)
+    if bounds is None:
+        return found
+    return found | {f"{name}_interval": [one.low, one.high] for name, one in zip(found, bounds, strict=False)}
 
 
 def _entry(study: EntropyStudy, index: int) -> dict[str, Any]:
     point = study.points[index]
-    gap = study.gap(point)
+    gap, share = study.gap(point), study.share(point)
     return {
         "size": point.label,
         "rule": point.method,
         "tokens": point.tokens,
-        "entropy": [point.mean.mean, point.mean.low, point.mean.high],
-        "gap": None if gap is None else [gap.mean, gap.low, gap.high],
-        "brought_back": study.share(point),
-        "layers": point.layers,
+        "images": point.mean.count,
+        "entropy": _bounds(point.mean),
+        "gap": None if gap is None else _bounds(gap),
+        "brought_back": None if share is None else _bounds(share),
+        "layers": [_bounds(layer) for layer in point.layer_intervals],
     }
+
+
+def _bounds(value: Interval) -> list[float]:
+    return [value.mean, value.low, value.high]
 
 
 def _rows(job: Job, study: EntropyStudy, found: Sequence[Measurement]) -> pa.Table:

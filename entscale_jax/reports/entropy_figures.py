@@ -37,7 +37,7 @@ def draw_against_tokens(study: EntropyStudy) -> Figure:
 def draw_layers(study: EntropyStudy) -> Figure | None:
     """Figure 6: mean entropy of each layer in the order of the network, a panel a size, a series a rule, E_T dashed.
 
-    With intervals over images, where the entropy of each is known. None where no size has other token counts than the
+    With intervals over images. None where no size has other token counts than the
     training size.
     """
     sizes = study.panels()
@@ -132,7 +132,7 @@ def _layers_panel(panel: Axes, study: EntropyStudy, size: PixelSize) -> None:
         panel.errorbar(
             places if point else [],
             layers,
-            yerr=arms([*zip(layers, intervals, strict=True)]) if intervals else None,
+            yerr=arms([*zip(layers, intervals, strict=True)]),
             elinewidth=0.8,
             marker=MARKERS[index % len(MARKERS)],
             markersize=5,

@@ -58,27 +58,27 @@ def _study(run: Run, model: str, found: list[LayerEntropy]) -> EntropyStudy:
     groups: dict[tuple[str, Size], dict[str, LayerEntropy]] = {}
     for one in found:
         groups.setdefault((one.method, one.size), {})[one.layer] = one
-    points = tuple(
+    drawn = [
         _point(run, size, method, [groups[method, size][layer] for layer in layers])
         for method in run.methods
         for size in run.sizes
         if (method, size) in groups
-    )
+    ]
+    points = tuple(point for point in drawn if point.images)
     return EntropyStudy(
         model=model, layers=tuple(layers), train_tokens=train, train_size=_train_size(points, train), points=points
     )
 
 
 def _point(run: Run, size: Size, method: str, layers: list[LayerEntropy]) -> EntropyPoint:
-    samples = run.of(size, method).values()
-    cells = [cell for cell in layers[0].images if all(cell in one.images for one in layers)]
+    drawn = run.of(size, method)
+    samples = [drawn[pair] for pair in run.pairs if pair in drawn]  # resampled alike at every size and rule
+    whole = [sample for sample in samples if all(sample.cell in one.images for one in layers)]
     return EntropyPoint(
         size=(size.width, size.height),
         method=method,
         tokens=tuple(one.tokens for one in layers),
-        layers=tuple(one.entropy for one in layers),
-        images={sample.pair: sample.entropy for sample in samples if sample.entropy is not None},
-        by_image=tuple(tuple(one.images[cell] for one in layers) for cell in cells),
+        images={sample.pair: tuple(one.images[sample.cell] for one in layers) for sample in whole},
     )
 
 

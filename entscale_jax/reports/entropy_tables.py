@@ -1,9 +1,10 @@
 """The numbers behind the figures of entropy, as rows of text for a terminal and for a document."""
 
 import math
+from collections.abc import Sequence
 
-from ..entropies import ORIGINAL, SMALL_GAP, EntropyPoint, EntropyStudy, PixelSize
-from ..statistics import interval, signed
+from ..entropies import SMALL_GAP, EntropyPoint, EntropyStudy, PixelSize
+from ..statistics import LEVEL, RESAMPLES, Interval, interval, percent, signed
 from .study_figures import short_name
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -11,18 +12,34 @@ Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 SHARE = (
     "Brought back is (E_N(original) - E_N) / (E_N(original) - E_T): 100% is all of it, above that the rule overshoots, "
     "below 0 it leads further away; '-' where the interval of E_N(original) - E_T includes 0, and for one layer where "
-    f"that is below {SMALL_GAP:g} nats."
+    f"that is below {SMALL_GAP:g} nats too."
+)
+INTERVALS = (
+    f"In brackets: {100 * LEVEL:.0f}% bootstrap intervals (percentiles of {RESAMPLES:,} resamples of the images; of "
+    "differences, shares and lines the same images at every size and rule)."
 )
 
 
 def lines_table(study: EntropyStudy) -> Table:
     """The line of each rule."""
-    rows = []
-    for method in study.methods:
-        line, count = study.line(method), len(study.of(method))
-        fit = (f"{line.slope:.3f}", f"{line.intercept:.3f}", f"{line.r_squared:.4f}") if line else ("-",) * 3
-        rows.append((method, str(count), *fit))
-    return ("rule", "sizes", "slope", "intercept", "R²"), rows
+    rows = [
+        (method, str(len(study.of(method))), *_images(study, method), *_fit(study, method)) for method in study.methods
+    ]
+    return ("rule", "sizes", "images", "slope", "intercept", "R²"), rows
+
+
+def _images(study: EntropyStudy, method: str) -> tuple[str]:
+    """At each size; from the fewest to the most where they differ."""
+    counts = sorted({point.mean.count for point in study.of(method)})
+    return ("-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))),)
+
+
+def _fit(study: EntropyStudy, method: str) -> tuple[str, str, str]:
+    line, found = study.line(method), study.line_intervals(method)
+    if line is None:
+        return "-", "-", "-"
+    told = (f"{line.slope:.3f}", f"{line.intercept:.3f}") if found is None else [interval(one, 3) for one in found]
+    return told[0], told[1], f"{line.r_squared:.4f}"
 
 
 def sizes_table(study: EntropyStudy) -> Table:
@@ -40,21 +57,17 @@ def sizes_table(study: EntropyStudy) -> Table:
 
 
 def layers_table(study: EntropyStudy, sizes: list[PixelSize]) -> Table:
-    """Each layer at these sizes: E_T, E_N under each rule, and what the rules bring back."""
-    others = [method for method in study.methods if method != ORIGINAL]
-    header = ["size", "layer", "T", "N", "E_T", f"E_N {ORIGINAL}"]
-    for method in others:
-        header += [f"E_N {method}", "brought back"]
-    rows = []
-    for size in sizes:
-        points = {point.method: point for point in _at(study, size)}
-        rows += [_layer_row(study, points, others, index) for index in range(len(study.layers))]
-    return tuple(header), rows
+    """Each layer at these sizes under each rule: a row for the training size first, whose entropy is E_T."""
+    header = ("size", "layer", "T", "N", "rule", "images", "mean entropy", "E_N - E_T", "brought back")
+    trained = [] if study.trained is None or study.trained.size in sizes else [study.trained]
+    groups = [trained, *(_at(study, size) for size in sizes)]
+    rows = [row for points in groups for row in _layer_rows(study, points)]
+    return header, rows
 
 
-def share_text(share: float | None) -> str:
-    """`34%`, `-` where there is none."""
-    return "-" if share is None else f"{100 * share:.0f}%"
+def share_text(share: Interval | None) -> str:
+    """`34.0% (30.1 to 37.9)`, `-` where there is none."""
+    return "-" if share is None else percent(share.scaled(100.0))
 
 
 def line_text(study: EntropyStudy, method: str) -> str:
@@ -62,8 +75,9 @@ def line_text(study: EntropyStudy, method: str) -> str:
     line = study.line(method)
     if line is None:
         return f"Rule {method}: no line is fitted, as its sizes have one token count."
+    slope, _, fit = _fit(study, method)
     return (
-        f"Rule {method}: mean entropy grows by {line.slope:.3f} nats a nat of log N (R² {line.r_squared:.4f}, "
+        f"Rule {method}: mean entropy grows by {slope} nats a nat of log N (R² {fit}, "
         f"{len(study.of(method))} sizes); Eq. 5 says 1."
     )
 
@@ -73,7 +87,7 @@ def shares_text(study: EntropyStudy, method: str) -> str | None:
     shares = [share for point in study.of(method) if (share := study.share(point)) is not None]
     if not shares:
         return None
-    low, high = share_text(min(shares)), share_text(max(shares))
+    low, high = (f"{100 * bound(share.mean for share in shares):.0f}%" for bound in (min, max))
     return f"Rule {method} brings back {low if low == high else f'{low} to {high}'} of E_N - E_T."
 
 
@@ -96,14 +110,26 @@ def _size_row(study: EntropyStudy, point: EntropyPoint) -> tuple[str, ...]:
     )
 
 
-def _layer_row(study: EntropyStudy, points: dict[str, EntropyPoint], others: list[str], index: int) -> tuple[str, ...]:
-    one, trained = next(iter(points.values())), study.trained
-    cells = [one.label, short_name(study.layers[index]), str(study.train_tokens[index]), str(one.tokens[index])]
-    cells.append("-" if trained is None else f"{trained.layers[index]:.3f}")
-    cells.append(f"{points[ORIGINAL].layers[index]:.3f}" if ORIGINAL in points else "-")
-    for method in others:
-        point = points.get(method)
-        missing = "undefined" if (one.size, method) in study.undefined else "-"
-        cells.append(missing if point is None else f"{point.layers[index]:.3f}")
-        cells.append(share_text(None if point is None else study.layer_share(point, index)))
-    return tuple(cells)
+def _layer_rows(study: EntropyStudy, points: Sequence[EntropyPoint]) -> list[tuple[str, ...]]:
+    """Layer by layer, of the points of one size."""
+    columns = [_layer_column(study, point) for point in points]
+    return [row for rows in zip(*columns, strict=True) for row in rows]
+
+
+def _layer_column(study: EntropyStudy, point: EntropyPoint) -> list[tuple[str, ...]]:
+    gaps, shares = study.layer_gaps(point), study.layer_shares(point)
+    other = "E_T" if point is study.trained else "-"
+    return [
+        (
+            point.label,
+            short_name(study.layers[index]),
+            str(study.train_tokens[index]),
+            str(point.tokens[index]),
+            point.method,
+            str(mean.count),
+            interval(mean, 3),
+            other if gaps is None else signed(gaps[index], 3),
+            share_text(shares[index]),
+        )
+        for index, mean in enumerate(point.layer_intervals)
+    ]

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..scales import ScaleRule
 from .figures import COLOURS, INK, MARKERS, STYLE, draw_objects
 from .gallery import verdict
-from .picture import folded, pixels
+from .pixels import folded, pixels
 from .records import Pair, Run
 from .study import ENTROPY, ORIGINAL, RULES, TRUTH, SizeStudy, Study
 from .tables import ObjectCounts, ObjectsTable

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import Interval, bootstrap_mean
+from ..statistics import Interval, bootstrap_mean, interval
 from .levels import Levels
 from .records import LayerEntropy, Pair, Run, Sample, Size
 
@@ -73,6 +73,18 @@ class EntropyLine:
     def uniform(self) -> float:
         """log N, the entropy of attention that looks everywhere alike."""
         return math.log(self.tokens)
+
+    @property
+    def images(self) -> str:
+        """How many each mean is of; from the fewest to the most where methods differ, `-` where it is not known."""
+        counts = sorted({found.count for found in self.intervals.values()})
+        return "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "-"
+
+    def text(self, method: str) -> str:
+        """The mean with its interval where that is known; `-` without a mean."""
+        if method in self.intervals:
+            return interval(self.intervals[method], 3)
+        return f"{self.entropy[method]:.3f}" if method in self.entropy else "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +210,7 @@ def _entropy_line(
     size: str, tokens: int, train_tokens: int, layers: Mapping[str, Sequence[LayerEntropy]]
 ) -> EntropyLine:
     """Of one level at one size; `layers` are those of each method."""
-    intervals = {method: interval for method, found in layers.items() if (interval := _over_images(found))}
+    intervals = {method: known for method, found in layers.items() if (known := _over_images(found))}
     return EntropyLine(
         size=size,
         tokens=tokens,

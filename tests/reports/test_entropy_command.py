@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from entscale_jax import cli
+from entscale_jax.entropies import network_order
 from entscale_jax.scales import Scaling
 
 SIZES = "16x16,32x32,48x32"
@@ -63,7 +64,10 @@ def test_tables_values_figures_and_section_are_those_of_the_pipeline(
     section = (tmp_path / "method.md").read_text()
     assert section.startswith("# Title\n\n<!-- measured: entropy -->\n\nMade by `entscale entropy ")
     assert section.endswith("<!-- end of measured: entropy -->\n\nBelow.\n")
-    assert f"| entropy | 2 | {content['lines']['entropy']['slope']:.3f} |" in section
+    slope, (low, high) = (content["lines"]["entropy"][name] for name in ("slope", "slope_interval"))
+    assert low < slope < high
+    assert f"| entropy | 2 | 2 | {slope:.3f} ({low:.3f} to {high:.3f}) |" in section
+    _check_layers(section, points["48x32", "entropy"], drawn, tiny)
     for name in ("entropy-figure5.png", "entropy-figure6.png"):
         assert f"]({name})" in section
         for folder in (tmp_path, out):
@@ -84,6 +88,17 @@ def _check_rows(rows, drawn, pipe):
         assert rows["entropy"][i] == pytest.approx(drawn[name][step, image].mean(), abs=2e-5)
         assert rows["tokens"][i] == (96, 24)[pipe.layers[name][0]]
     assert len(chosen) == len(drawn) * STEPS * 2
+
+
+def _check_layers(section, point, drawn, pipe):
+    """A row a layer, whose mean and bounds are between the two pictures that were drawn."""
+    assert point["images"] == 2
+    rows = [line for line in section.splitlines() if line.startswith("| 48x32 |") and " | entropy | 2 | " in line]
+    assert len(rows) == 1 + len(drawn)  # beside the mean over layers
+    for name, (mean, low, high) in zip(sorted(drawn, key=network_order), point["layers"], strict=True):
+        images = sorted(drawn[name].mean(axis=(0, 2)))
+        assert (low, mean, high) == pytest.approx((images[0], np.mean(images), images[1]), abs=2e-5)
+        assert any(f"| {mean:.3f} ({low:.3f} to {high:.3f}) |" in row for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,7 @@ def made(methods, layers=4, sizes=SIZES, train_size=(64, 64)):
             size=size,
             method=method,
             tokens=(size[0] * size[1] // 16,) * layers,
-            layers=(math.log(size[0]),) * layers,
-            images={("a", seed): math.log(size[0]) + seed / 10 for seed in range(3)},
+            images={("a", seed): (math.log(size[0]) + seed / 10,) * layers for seed in range(3)},
         )
         for size in sizes
         for method in methods
@@ -82,7 +81,7 @@ def test_a_run_becomes_a_study(tmp_path):
     assert large.layers == pytest.approx([math.log(count) - 0.75 for count in large.tokens])
     assert found.line("original").slope == pytest.approx(1, abs=1e-3)
     # Of a gap of log 4 it brings back a quarter of a nat.
-    assert found.share(large) == pytest.approx(0.25 / math.log(4))
+    assert found.share(large).mean == pytest.approx(0.25 / math.log(4))
 
 
 def test_a_run_without_the_training_size_says_so(tmp_path):
@@ -93,8 +92,11 @@ def test_a_run_without_the_training_size_says_so(tmp_path):
 def test_the_report_has_both_figures_with_what_they_say(tmp_path):
     page = Page(write_report(SyntheticRun(sizes=SIZES).write(tmp_path / "run")).read_text())
     text = " ".join(page.text.split())
-    assert "Rule original: mean entropy grows by 1.000 nats a nat of log N (R² 1.0000, 3 sizes); Eq. 5 says 1." in text
-    assert f"at 128x128 entropy {25 / math.log(4):.0f}%" in text
+    assert (
+        "Rule original: mean entropy grows by 1.000 (1.000 to 1.000) nats a nat of log N (R² 1.0000, 3 sizes);" in text
+    )
+    share = f"{25 / math.log(4):.1f}"
+    assert f"at 128x128 entropy {share}% ({share} to {share})" in text
     assert page.tags.count("svg") == 4
 
 

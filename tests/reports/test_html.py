@@ -178,7 +178,8 @@ def test_entropy_is_the_mean_over_layers_and_steps(folder):
     for tokens, start in ((384, ("96x64", "256")), (96, ("64", "96"))):
         uniform = math.log(tokens)
         row = page.row(*start)
-        assert row[-3:] == [f"{uniform:.2f}", f"{uniform - 0.5:.3f}", f"{uniform - 0.75:.3f}"]
+        told = [f"{mean:.3f} ({mean:.3f} to {mean:.3f})" for mean in (uniform - 0.5, uniform - 0.75)]
+        assert row[-4:] == [f"{uniform:.2f}", "2", *told]
 
 
 def test_seconds_keep_compiling_apart(folder):
