@@ -347,10 +347,7 @@ class TextToImage:
         )
 
     def _encode(self, texts: list[str]) -> list[TextStates]:
-        """Text states, each text's computed once a call."""
-        ids = {text: tuple(tokenizer([text]) for tokenizer in self.tokenizers) for text in dict.fromkeys(texts)}
-        states = {text: jax.tree.map(np.asarray, self.programs.encode(row)) for text, row in ids.items()}
-        return [states[text] for text in texts]
+        return self.programs.encode_all(texts, self.tokenizers)
 
     def _away_from(self, negatives: list[str] | None, count: int) -> list[TextStates]:
         empty = self._encode([""] * count if negatives is None else negatives)

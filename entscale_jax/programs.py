@@ -17,6 +17,7 @@ from .models import (
     AddedConditions,
     AutoencoderKL,
     Conditioning,
+    LowResolution,
     TextEncoders,
     TextStates,
     UNet2DConditionModel,
@@ -25,6 +26,7 @@ from .models import (
 from .program_cache import ProgramCache, ProgramMemory
 from .sampling import Fuse, Latents, Measured, Sampler, call_noise, denoise
 from .scales import Scaling
+from .weights.tokenizer import Tokenizer
 
 POSTERIOR = 2
 """The stream of noise by which latents of a picture are drawn; 1 is that of the steps."""
@@ -64,7 +66,7 @@ class Programs:
         self._text_graph, self._text = nnx.split(text)
         self._unet_graph, self._unet = nnx.split(unet)
         self._lengths = text.lengths
-        self._channels = unet.config.in_channels
+        self._channels = vae.config.latent_channels
         self._latent_dtype = latent_dtype
         self.cache = ProgramCache()
         self.first_stage = FirstStage(vae, latent_dtype, self.cache, rows)
@@ -76,6 +78,12 @@ class Programs:
             return nnx.merge(self._text_graph, weights)(tokens)
 
         return self.cache.get("text", encode_text, self._text, tokens)(self._text, tokens)
+
+    def encode_all(self, texts: Sequence[str], tokenizers: Sequence[Tokenizer]) -> list[TextStates]:
+        """Text states of each text, those of one that comes twice computed once."""
+        ids = {text: tuple(tokenizer([text]) for tokenizer in tokenizers) for text in dict.fromkeys(texts)}
+        states = {text: jax.tree.map(np.asarray, self.encode(row)) for text, row in ids.items()}
+        return [states[text] for text in texts]
 
     def noise(self, request: Request, seeds: UInt32[np.ndarray, "batch"]) -> Latents:
         """Unit noise, each picture's from its own seed alone, by JAX's generator in float32."""
@@ -157,15 +165,17 @@ class Programs:
         from_images: bool = False,
         tiling: bool = False,
         decode_batch: int | None = None,
+        low: LowResolution | None = None,
     ) -> dict[str, ProgramMemory]:
         """Compiles what a draw of `request` runs; the cheap ones, of text and noise, are run.
 
-        Returns what each program needs, by its name: see `ProgramCache.take_memory`.
+        `low` only where pictures are enlarged: ones of the shapes that a draw is given. Returns what each program
+        needs, by its name: see `ProgramCache.take_memory`.
         """
         self.cache.take_memory()
         latents = self.noise(request, np.zeros(request.batch, np.uint32))
         states = self.encode(tuple(np.zeros((1, length), np.int32) for length in self._lengths))
-        text = conditioning([states] * request.batch, (0.0,) * 6)
+        text = conditioning([states] * request.batch, (0.0,) * 6)._replace(low=low)
         guidance = np.zeros(request.batch, self._latent_dtype)
         away = (text, guidance) if request.guided else (None, None)
         noise = self.step_noise(request, np.zeros(request.batch, np.uint32))

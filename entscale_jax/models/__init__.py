@@ -5,6 +5,7 @@ from .clip_text import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjectio
 from .conditioning import (
     Conditioning,
     LatentDiffusionText,
+    LowResolution,
     StableDiffusionText,
     StableDiffusionXLText,
     TextEncoders,
@@ -13,6 +14,7 @@ from .conditioning import (
 from .flax_configs import FlaxAutoencoderKLConfig, FlaxUNet2DConditionConfig
 from .ldm_bert import LDMBertConfig, LDMBertModel
 from .sd3_transformer import SD3Transformer2DModel, SD3TransformerConfig
+from .super_resolution import SuperResolutionUNetConfig
 from .time_embedding import AddedConditions
 from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from .vq_model import VQModel, VQModelConfig
@@ -31,10 +33,12 @@ __all__ = [
     "LDMBertConfig",
     "LDMBertModel",
     "LatentDiffusionText",
+    "LowResolution",
     "SD3Transformer2DModel",
     "SD3TransformerConfig",
     "StableDiffusionText",
     "StableDiffusionXLText",
+    "SuperResolutionUNetConfig",
     "TextEncoders",
     "TextStates",
     "UNet2DConditionConfig",

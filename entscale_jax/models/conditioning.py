@@ -15,11 +15,21 @@ Tokens = tuple[Int[Array, "B T"], ...]
 """Token ids, one array for each tokenizer of the family."""
 
 
+class LowResolution(NamedTuple):
+    """What a UNet that enlarges pictures is told of the small ones."""
+
+    picture: Float[Array, "B h w 3"]
+    """In about [-1, 1], with noise; a pixel is a latent cell of the large one."""
+    noise_level: Int[Array, "B"]
+    """The training timestep of that noise."""
+
+
 class Conditioning(NamedTuple):
-    """Text states, with what SDXL wants beside them."""
+    """Text states, with what SDXL and what super-resolution want beside them."""
 
     states: Float[Array, "B S C"]
     added: AddedConditions | None = None
+    low: LowResolution | None = None
 
 
 class TextStates(NamedTuple):

@@ -85,7 +85,10 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and a feed-forward, each on a layer norm and added to its input."""
+    """Self-attention, cross-attention and a feed-forward, each on a layer norm and added to its input.
+
+    With `cross_only`, as in UNets that enlarge pictures, cross-attention takes the place of self-attention too.
+    """
 
     def __init__(
         self,
@@ -94,14 +97,19 @@ class BasicTransformerBlock(nnx.Module):
         heads: int,
         *,
         gelu: str,
+        cross_only: bool,
         train_tokens: int,
         level: int,
         make: Layers,
     ):
         head_dim = features // heads
         self.norm1, self.norm2, self.norm3 = (make.layer_norm(features) for _ in range(3))
-        self.attn1 = EntropyScaledAttention(
-            features, heads, head_dim, train_tokens=train_tokens, level=level, dtype=make.dtype, rngs=make.rngs
+        self.attn1 = (
+            CrossAttention(features, context_features, heads, head_dim, make)
+            if cross_only
+            else EntropyScaledAttention(
+                features, heads, head_dim, train_tokens=train_tokens, level=level, dtype=make.dtype, rngs=make.rngs
+            )
         )
         self.attn2 = CrossAttention(features, context_features, heads, head_dim, make)
         self.ff = FeedForward(features, GEGLU(features, 4 * features, gelu, make), make)
@@ -109,11 +117,16 @@ class BasicTransformerBlock(nnx.Module):
     def __call__(self, hidden: Tokens, context: Context, rule: Scaling | None, record: Record | None) -> Tokens:
         """[B T D] -> [B T D]."""
         with jax.named_scope("attn1"):
-            hidden = hidden + self.attn1(self.norm1(hidden), rule, record)
+            hidden = hidden + self._first(self.norm1(hidden), context, rule, record)
         with jax.named_scope("attn2"):
             hidden = hidden + self.attn2(self.norm2(hidden), context)
         with jax.named_scope("ff"):
             return hidden + self.ff(self.norm3(hidden))
+
+    def _first(self, hidden: Tokens, context: Context, rule: Scaling | None, record: Record | None) -> Tokens:
+        if isinstance(self.attn1, CrossAttention):
+            return self.attn1(hidden, context)
+        return self.attn1(hidden, rule, record)
 
 
 class Transformer2DModel(nnx.Module):
@@ -130,6 +143,7 @@ class Transformer2DModel(nnx.Module):
         groups: int,
         epsilon: float,
         gelu: str,
+        cross_only: bool,
         train_tokens: int,
         level: int,
         make: Layers,
@@ -139,7 +153,14 @@ class Transformer2DModel(nnx.Module):
         self.proj_in = _projection(features, linear, make)
         self.transformer_blocks = nnx.List(
             BasicTransformerBlock(
-                features, context_features, heads, gelu=gelu, train_tokens=train_tokens, level=level, make=make
+                features,
+                context_features,
+                heads,
+                gelu=gelu,
+                cross_only=cross_only,
+                train_tokens=train_tokens,
+                level=level,
+                make=make,
             )
             for _ in range(blocks)
         )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..attention import EntropyScaledAttention, Record
 from ..buckets import token_counts
@@ -85,6 +85,8 @@ class UNet2DConditionConfig:
     """The width of all of `AddedConditions`: P + 6 addition_time_embed_dim."""
 
     model: ClassVar[str] = "UNet2DConditionModel"
+    num_class_embeds: ClassVar[int | None] = None
+    """Rows of the table by which the UNet is told a class, or how much noise a picture to enlarge has; None for none."""
     inert: ClassVar[frozenset[str]] = _INERT
     """Fields of config.json that don't change what is computed."""
     transformer_norm_eps: ClassVar[float] = 1e-6
@@ -159,18 +161,22 @@ class UNet2DConditionConfig:
     @property
     def attention_levels(self) -> tuple[int, ...]:
         """The levels that have self-attention, finest 0: those whose token counts matter."""
-        down = (_DOWN[kind] for kind in self.down_block_types)
-        up = (_UP[kind] for kind in reversed(self.up_block_types))
-        middle = (level == self.levels - 1 and self.mid_block_type is not None for level in range(self.levels))
-        return tuple(level for level, blocks in enumerate(zip(down, up, middle, strict=True)) if any(blocks))
+        return tuple(sorted(set(self.self_attention.values())))
+
+    @property
+    def cross_only(self) -> tuple[bool, ...]:
+        """Of each level, whether `attn1` attends to the text as `attn2` does; the middle block's never does."""
+        return (False,) * self.levels
 
     @property
     def self_attention(self) -> dict[str, int]:
         """The path of every self-attention layer -> its level, as `UNet2DConditionModel.attention_layers` has them."""
-        last, many = self.levels - 1, self.layers_per_block
-        places = [(f"down_blocks/{i}", i, many) for i, kind in enumerate(self.down_block_types) if _DOWN[kind]]
+        last, many, text = self.levels - 1, self.layers_per_block, self.cross_only
+        down = [_DOWN[kind] and not text[i] for i, kind in enumerate(self.down_block_types)]
+        up = [_UP[kind] and not text[last - i] for i, kind in enumerate(self.up_block_types)]
+        places = [(f"down_blocks/{i}", i, many) for i in range(self.levels) if down[i]]
         places += [] if self.mid_block_type is None else [("mid_block", last, 1)]
-        places += [(f"up_blocks/{i}", last - i, many + 1) for i, kind in enumerate(self.up_block_types) if _UP[kind]]
+        places += [(f"up_blocks/{i}", last - i, many + 1) for i in range(self.levels) if up[i]]
         return {
             f"{block}/attentions/{attention}/transformer_blocks/{index}/attn1": level
             for block, level, attentions in places
@@ -207,6 +213,8 @@ class UNet2DConditionModel(nnx.Module):
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], make)
         if config.projection_class_embeddings_input_dim is not None:
             self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * widths[0], make)
+        if config.num_class_embeds is not None:
+            self.class_embedding = make.embed(config.num_class_embeds, 4 * widths[0])
         self.down_blocks = nnx.List(DownBlock(config, level, make) for level in range(config.levels))
         self.mid_block = None if config.mid_block_type is None else MidBlock(config, make)
         self.up_blocks = nnx.List(UpBlock(config, level, make) for level in reversed(range(config.levels)))
@@ -231,6 +239,7 @@ class UNet2DConditionModel(nnx.Module):
         rule: Scaling | None = None,
         record: Record | None = None,
         added: AddedConditions | None = None,
+        labels: Int[Array, "batch"] | None = None,
     ) -> Mapped:
         """The model's prediction.
 
@@ -241,10 +250,11 @@ class UNet2DConditionModel(nnx.Module):
             rule: the scale rule, static; None takes each layer's own (`entropy`).
             record: gets the mean entropy [B N] of each self-attention layer while tracing.
             added: pooled text and sizes, for a UNet whose config has `addition_embed_type`.
+            labels: a row of the table of classes for each picture, where the config has `num_class_embeds`.
 
-        Raises UserError where `added` is missing, or given to a UNet that takes none.
+        Raises UserError where `added` or `labels` is missing, or given to a UNet that takes none.
         """
-        time = self._time(timesteps, added)
+        time = self._labelled(self._time(timesteps, added), labels)
         hidden = self.conv_in(latents)
         skips = [hidden]
         for index, block in enumerate(self.down_blocks):
@@ -276,6 +286,14 @@ class UNet2DConditionModel(nnx.Module):
             )
         return time + self.add_embedding(added_embedding(*added, config.addition_time_embed_dim, *sinusoid))
 
+    def _labelled(self, time: Time, labels: Int[Array, "batch"] | None) -> Time:
+        if (labels is None) != (self.config.num_class_embeds is None):
+            raise UserError(
+                f"labels are {'missing' if labels is None else 'given'}: the UNet's config has "
+                f"num_class_embeds={self.config.num_class_embeds}"
+            )
+        return time if labels is None else time + self.class_embedding(labels)
+
 
 class DownBlock(nnx.Module):
     """diffusers' `DownBlock2D` and, with attention, `CrossAttnDownBlock2D`."""
@@ -287,7 +305,8 @@ class DownBlock(nnx.Module):
             _resnet(config, size_in if index == 0 else size_out, size_out, make) for index in range(count)
         )
         if _DOWN[config.down_block_types[level]]:
-            self.attentions = nnx.List(_transformer(config, level, make) for _ in range(count))
+            text = config.cross_only[level]
+            self.attentions = nnx.List(_transformer(config, level, make, text) for _ in range(count))
         if level < config.levels - 1:
             self.downsamplers = nnx.List([Downsample2D(size_out, 1, make)])
 
@@ -336,7 +355,8 @@ class UpBlock(nnx.Module):
             _resnet(config, size + skip, size_out, make) for size, skip in zip(inputs, skips, strict=True)
         )
         if _UP[config.up_block_types[config.levels - 1 - level]]:
-            self.attentions = nnx.List(_transformer(config, level, make) for _ in range(count))
+            text = config.cross_only[level]
+            self.attentions = nnx.List(_transformer(config, level, make, text) for _ in range(count))
         if level > 0:
             self.upsamplers = nnx.List([Upsample2D(size_out, make)])
 
@@ -371,7 +391,9 @@ def _resnet(config: UNet2DConditionConfig, size_in: int, size_out: int, make: La
     )
 
 
-def _transformer(config: UNet2DConditionConfig, level: int, make: Layers) -> Transformer2DModel:
+def _transformer(
+    config: UNet2DConditionConfig, level: int, make: Layers, cross_only: bool = False
+) -> Transformer2DModel:
     return Transformer2DModel(
         config.block_out_channels[level],
         config.cross_attention_dim,
@@ -381,6 +403,7 @@ def _transformer(config: UNet2DConditionConfig, level: int, make: Layers) -> Tra
         groups=config.norm_num_groups,
         epsilon=config.transformer_norm_eps,
         gelu=config.transformer_gelu,
+        cross_only=cross_only,
         train_tokens=config.train_tokens[level],
         level=level,
         make=make,

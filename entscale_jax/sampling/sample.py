@@ -16,7 +16,7 @@ from ..scales import ScaleRule, Scaling
 from .sampler import Latents, Memory, Sampler
 
 Context = Float[Array, "batch text features"] | Conditioning
-"""Text states, with what SDXL wants beside them."""
+"""Text states, with what SDXL and super-resolution want beside them."""
 Strength = float | Float[Array, ""] | Float[Array, "batch"]
 
 
@@ -63,7 +63,7 @@ def sample(
         unet: predicts noise, velocity or the clean sample.
         latents: the start, unit variance, float32 or float64; the result has their dtype. With `first`, instead, what
             `schedule.noised` made.
-        context: text states of the captions; for SDXL a `Conditioning`.
+        context: text states of the captions; for SDXL and for super-resolution a `Conditioning`.
         schedule: a sampler with the model's noise schedule; static.
         steps: how many; static.
         rule: the scale rule of self-attention; static.
@@ -109,7 +109,7 @@ def denoise(
     scaling.check_levels(unet.config.levels)
     dtype, count = unet.conv_in.kernel.get_value().dtype, latents.shape[0]
     parts = 1 if fuse is None else fuse.at_once
-    text, added = _both(context, unconditional, parts)
+    told = _both(context, unconditional, parts)
     strength = jnp.broadcast_to(jnp.asarray(guidance, latents.dtype), (count,))
     strength = (strength if parts == 1 else jnp.tile(strength, parts))[:, None, None, None]
     table, unet = schedule.table(steps, first), prepared(unet)
@@ -126,8 +126,11 @@ def denoise(
             if unconditional is not None:
                 inputs = jnp.concatenate([inputs, inputs])
             timesteps = jnp.broadcast_to(timestep.astype(accumulator(dtype)), inputs.shape[:1])
-            output = unet(inputs, timesteps, text, scaling, record if measure_entropy else None, added)
-            output = output.astype(latents.dtype)
+            if told.low is not None:
+                inputs = jnp.concatenate([inputs, told.low.picture.astype(dtype)], axis=-1)
+            labels = None if told.low is None else told.low.noise_level
+            recorded = record if measure_entropy else None
+            output = unet(inputs, timesteps, told.states, scaling, recorded, told.added, labels).astype(latents.dtype)
             if unconditional is not None:
                 away, towards = jnp.split(output, 2)
                 output = away + strength * (towards - away)

@@ -22,6 +22,7 @@ from ..models import (
     SD3TransformerConfig,
     StableDiffusionText,
     StableDiffusionXLText,
+    SuperResolutionUNetConfig,
     TextEncoders,
     UNet2DConditionConfig,
     UNet2DConditionModel,
@@ -89,6 +90,14 @@ class Family:
     """Fields of scheduler_config.json that diffusers' pipeline sets, whatever the folder says."""
     old_sample_size: int | None = None
     """What diffusers' pipeline takes for a smaller `sample_size` in a UNet saved before diffusers 0.9."""
+    unet_kind: Callable[[Mapping[str, Any]], Config] | None = None
+    """Of the UNet's config.json, where it is not what its class stands for elsewhere."""
+    picture_channels: int = 0
+    """Channels of a picture that the UNet sees beside the latents."""
+    first_stage_fields: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the first stage's config.json that diffusers' pipeline sets, whatever the folder says."""
+    noises_pictures: str | None = None
+    """The part whose noise schedule is that of the picture beside the latents."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -111,6 +120,12 @@ class Family:
             if not known and isinstance(entry, list) and any(entry):
                 raise UserError(f"model {model!r}: model_index.json has a part {part} that {self.name} does not have")
         return found
+
+    def config(self, part: str, kind: str, raw: Mapping[str, Any]) -> Config:
+        """A part's config, of its config.json. Raises UserError for what is not implemented."""
+        if part == "unet":
+            return (self.unet_kind or KINDS[kind].config)(self.unet_config(raw))
+        return KINDS[kind].config({**raw, **self.first_stage_fields} if part == self.first_stage else raw)
 
     def unet_config(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """A UNet's config.json as diffusers' pipeline reads it."""
@@ -183,13 +198,33 @@ FLAX_STABLE_DIFFUSION = replace(
     },
     scheduler={},
 )
-_ALL = (STABLE_DIFFUSION, LATENT_DIFFUSION, STABLE_DIFFUSION_XL, FLAX_STABLE_DIFFUSION)
-FAMILIES = {family.pipeline: family for family in _ALL}
+STABLE_DIFFUSION_UPSCALE = replace(
+    STABLE_DIFFUSION,
+    name="Stable Diffusion's upscaler",
+    pipeline="StableDiffusionUpscalePipeline",
+    classes={**STABLE_DIFFUSION.classes, "low_res_scheduler": ("DDPMScheduler",)},
+    scheduler={},
+    old_sample_size=None,
+    float32_decoding=True,
+    unet_kind=SuperResolutionUNetConfig.from_json,
+    picture_channels=3,
+    first_stage_fields={"scaling_factor": 0.08333},
+    noises_pictures="low_res_scheduler",
+)
+Families = Mapping[str, Family]
+"""Those of one use, by diffusers' class."""
+_DRAWING = (STABLE_DIFFUSION, LATENT_DIFFUSION, STABLE_DIFFUSION_XL, FLAX_STABLE_DIFFUSION)
+FAMILIES: Families = {family.pipeline: family for family in _DRAWING}
+"""Of captions to pictures."""
+UPSCALERS: Families = {family.pipeline: family for family in (STABLE_DIFFUSION_UPSCALE,)}
+"""Of pictures to larger ones."""
 
 
-def family_of(model: str, index: Mapping[str, Any]) -> Family:
-    """The family whose pipeline model_index.json names. Raises UserError for another."""
+def family_of(model: str, index: Mapping[str, Any], families: Families = FAMILIES) -> Family:
+    """The family whose pipeline model_index.json names. Raises UserError for one that is not among `families`."""
     kind = index.get("_class_name")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"model {model!r} is a {kind}: implemented are {', '.join(FAMILIES)}")
-    return FAMILIES[kind]
+    if isinstance(kind, str) and kind in families:
+        return families[kind]
+    many = "implemented are" if len(families) > 1 else "implemented is"
+    hint = ", which enlarges pictures and draws none: it is for baseline upscale" if kind in UPSCALERS else ""
+    raise UserError(f"model {model!r} is a {kind}{hint}: {many} {', '.join(families)}")

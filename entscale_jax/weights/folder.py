@@ -17,7 +17,7 @@ from ..sampling import Sampler, choose_sampler
 from ..scales import LevelMultiplier, ScaleRule, Scaling
 from ..train_entropy import TrainEntropy, missing, read_shipped
 from .checkpoint import load_checkpoint
-from .families import KINDS, Config, Family, family_of
+from .families import FAMILIES, KINDS, Config, Families, Family, family_of
 from .files import WeightFiles, find_weights
 from .hub import find_folder
 from .manifest import CHECKPOINT, Manifest, read_manifest
@@ -206,6 +206,11 @@ class ModelInfo:
         options = {"variant": self.variant, "allow_pickle": self.allow_pickle, "flax": kind.flax}
         return find_weights(self.folder / part, kind.weights, **options)
 
+    @property
+    def noise_file(self) -> Path:
+        """Where a model that enlarges pictures has the noise schedule of the small ones."""
+        return self.folder / str(self.family.noises_pictures) / "scheduler_config.json"
+
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over weights, configs and tokenizers: everything in the folder that a picture depends on."""
@@ -215,6 +220,7 @@ class ModelInfo:
         parts = self.family.parts
         files = [file for part in parts for file in self.weight_files(part).all]
         files += [self.folder / part / "config.json" for part in parts] + [self.folder / _SCHEDULER]
+        files += [] if self.family.noises_pictures is None else [self.noise_file]
         for name in self.family.tokenizers:
             files += sorted(file for file in (self.folder / name).glob("*") if file.is_file())
         for file in files:
@@ -235,6 +241,7 @@ def describe(
     variant: str | None = None,
     allow_pickle: bool = False,
     weights: bool = True,
+    families: Families = FAMILIES,
 ) -> ModelInfo:
     """What the configs of `model` say.
 
@@ -248,17 +255,17 @@ def describe(
         variant: of the weights, such as `fp16`.
         allow_pickle: lets weights be read from PyTorch's `.bin` where there are neither safetensors nor msgpack.
         weights: False fetches none of a hub id's, which then can't be loaded.
+        families: those that `model` may be of.
 
     Raises UserError where the folder is missing, incomplete, of another kind, or has an unsupported config value.
     """
     name = str(model)
     folder = _find(name, revision=revision, token=token, variant=variant, allow_pickle=allow_pickle, weights=weights)
     index = read_json(folder / "model_index.json", name)
-    family = family_of(name, index)
+    family = family_of(name, index, families)
     kinds = family.check(name, index)
     raw = {part: _read_config(name, folder / part / "config.json", kinds[part]) for part in family.parts}
-    raw["unet"] = family.unet_config(raw["unet"])
-    unet, vae, *text = (KINDS[kinds[part]].config(raw[part]) for part in family.parts)
+    unet, vae, *text = (family.config(part, kinds[part], raw[part]) for part in family.parts)
     scheduler = {**read_json(folder / _SCHEDULER, name), **family.scheduler}
     info = ModelInfo(
         name,
@@ -284,10 +291,12 @@ def describe(
 
 def _check_parts(info: ModelInfo) -> None:
     """The parts must fit each other; what a single config can't say."""
-    if info.unet.in_channels != info.vae.latent_channels or info.unet.out_channels != info.unet.in_channels:
+    cells, beside = info.vae.latent_channels, info.family.picture_channels
+    if (info.unet.in_channels, info.unet.out_channels) != (cells + beside, cells):
+        picture = f" and a picture beside them {beside}: it is no model that enlarges pictures" if beside else ""
         raise UserError(
             f"model {info.name!r}: the UNet takes {info.unet.in_channels} channels and gives {info.unet.out_channels}, "
-            f"latents have {info.vae.latent_channels}: only plain text-to-image models are implemented"
+            f"latents have {cells}{picture or ': only plain text-to-image models are implemented'}"
         )
     width = sum(config.hidden_size for config in info.text_encoders)
     if info.unet.cross_attention_dim != width:
