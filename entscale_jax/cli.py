@@ -110,9 +110,13 @@ def generate(
         str,
         typer.Option(
             help="original, entropy (the paper's), fixed with --multiplier, or calibrated; or one of the paper's "
-            "comparison: resize or multidiffusion."
+            "comparison: resize, multidiffusion, or upscale with --upscaler."
         ),
     ] = "entropy",
+    upscaler: Annotated[
+        str | None,
+        typer.Option(help="For --rule upscale: a diffusers folder or hub id that enlarges.", show_default=False),
+    ] = None,
     multiplier: Annotated[
         str, typer.Option(help="Of 1/sqrt(d), for rule fixed: a number, or one a level as 0.9,0.9,0.8,0.8.")
     ] = "1",
@@ -159,6 +163,7 @@ def generate(
             model=model,
             size=_size(size),
             rule=rule,
+            upscaler=upscaler,
             multiplier=_multiplier(multiplier),
             train_entropy=train_entropy,
             sampler=sampler,

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from .baselines import METHODS, Baseline, Method, read_baseline
+from .baselines import METHODS, Baseline, Method, Upscale, read_baseline
 from .errors import UserError
 from .pipeline import Output, TextToImage
 from .png import png_bytes
-from .scales import multiplier_text
+from .scales import ScaleRule, multiplier_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Job:
     size: tuple[int, int] | None
     rule: str
     """A scale rule's name, or a baseline's."""
+    upscaler: str | None
+    """Of baseline `upscale`: the folder or hub id of what it enlarges with."""
     multiplier: float | tuple[float, ...]
     train_entropy: Path | None
     """Of rule `calibrated`; the model's own if None."""
@@ -75,13 +77,19 @@ def run(job: Job, console: Console) -> list[Path]:
 
 def _method(job: Job, pipe: TextToImage) -> Method:
     """A scale rule that fits the model, or a baseline, which has none of a rule's options."""
+    if job.upscaler is not None and job.rule != Upscale.name:
+        raise UserError(f"--upscaler is of --rule {Upscale.name}, and --rule is {job.rule}: leave out one of them")
+    if job.rule not in [*ScaleRule, *METHODS]:
+        raise UserError(f"unknown rule {job.rule!r}: use one of {', '.join([*ScaleRule, *METHODS])}")
     if job.rule not in METHODS:
         return pipe.info.scaling(job.rule, job.multiplier, job.train_entropy)
     if job.multiplier != 1.0 or job.train_entropy is not None:
         raise UserError(f"--rule {job.rule} has the scale of training: leave out --multiplier and --train-entropy")
     if job.image is not None:
         raise UserError(f"--rule {job.rule} draws from noise: leave out --image")
-    baseline = read_baseline(job.rule)
+    if job.rule == Upscale.name and job.upscaler is None:
+        raise UserError(f"--rule {Upscale.name} needs --upscaler: a diffusers folder or hub id that enlarges pictures")
+    baseline = read_baseline(job.rule if job.upscaler is None else {"baseline": job.rule, "upscaler": job.upscaler})
     baseline.check(pipe.info)
     return baseline
 

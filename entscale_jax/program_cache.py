@@ -1,8 +1,9 @@
 """Compiled programs by key: each is compiled at first use, or ahead of time, and kept."""
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import jax
@@ -62,9 +63,14 @@ class ProgramCache:
         Those of backends that do not tell are left out.
         """
         asked, self._asked = self._asked, {}
-        found: dict[str, ProgramMemory] = {}
-        for key, name in asked.items():
-            memory = ProgramMemory.of(self.compiled[key])
-            if memory is not None and (name not in found or memory.needed > found[name].needed):
-                found[name] = memory
-        return found
+        known = [(name, ProgramMemory.of(self.compiled[key])) for key, name in asked.items()]
+        return most_of(*({name: memory} for name, memory in known if memory is not None))
+
+
+def most_of(*needs: Mapping[str, ProgramMemory]) -> dict[str, ProgramMemory]:
+    """By name, the program that needs the most."""
+    found: dict[str, ProgramMemory] = {}
+    for name, memory in chain.from_iterable(each.items() for each in needs):
+        if name not in found or memory.needed > found[name].needed:
+            found[name] = memory
+    return found

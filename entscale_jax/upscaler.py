@@ -18,6 +18,7 @@ from .compilation import enable_cache
 from .errors import UserError
 from .inputs import per_picture, read_captions, read_images, read_negatives, read_seeds
 from .models import AutoencoderKL, Conditioning, LowResolution, TextEncoders, UNet2DConditionModel
+from .program_cache import ProgramMemory
 from .programs import Programs, Request, conditioning
 from .sampling import Latents, call_noise
 from .scales import Scaling
@@ -148,14 +149,17 @@ class Upscaler:
         guidance: float = GUIDANCE,
         tiling: bool = False,
         max_batch: int | None = 1,
-    ) -> None:
-        """Compiles ahead of time what a call with these keywords runs on `batch` pictures of this size."""
+    ) -> dict[str, ProgramMemory]:
+        """Compiles ahead of time what a call with these keywords runs on `batch` pictures of this size.
+
+        Returns what each program needs, by its name, as `TextToImage.compile` does.
+        """
         count = len(batch_groups(batch, max_batch, "max_batch")[0])
         request = self._request(count, (height, width), steps, guidance != 1, ORIGINAL)
         seeds = np.zeros(count, np.uint32)
         self._unit_noise(seeds, (height, width, self._channels), LATENTS)
         picture = self._unit_noise(seeds, (height, width, self._picture_channels), PICTURE)
-        self.programs.compile(request, tiling=tiling, low=LowResolution(picture, jnp.zeros(count, jnp.int32)))
+        return self.programs.compile(request, tiling=tiling, low=LowResolution(picture, jnp.zeros(count, jnp.int32)))
 
     @property
     def _channels(self) -> int:

@@ -4,6 +4,7 @@ from .baseline import Baseline
 from .multidiffusion import MultiDiffusion, Windows
 from .registry import METHODS, Method, read_baseline, read_method
 from .resize import Resize
+from .upscale import Upscale
 
 __all__ = [
     "METHODS",
@@ -11,6 +12,7 @@ __all__ = [
     "Method",
     "MultiDiffusion",
     "Resize",
+    "Upscale",
     "Windows",
     "read_baseline",
     "read_method",

@@ -36,6 +36,11 @@ class Baseline(ABC):
         return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
     @property
+    def identity(self) -> Mapping[str, Any]:
+        """What tells a sweep's cell of it from those of its other options."""
+        return self.options
+
+    @property
     def label(self) -> str:
         """A short name that tells two methods apart: `multidiffusion`, `multidiffusion:stride=16`."""
         options = ",".join(f"{name}={value}" for name, value in self.options.items())
@@ -58,9 +63,15 @@ class Baseline(ABC):
     def keywords(self, info: ModelInfo, drawn: Size) -> dict[str, Any]:
         """How `TextToImage` is called and compiled for pictures that are drawn in this size."""
 
-    def work(self, info: ModelInfo, drawn: Size) -> float:
-        """Latent cells that a step denoises, over those of a picture."""
+    def work(self, info: ModelInfo, drawn: Size, calls: int = 1) -> float:
+        """Latent cells that a step denoises, over those of a picture, where the model is called so often."""
         return 1.0
+
+    def developed(
+        self, pipe: TextToImage, output: Output, prompts: str | Sequence[str], options: Mapping[str, Any]
+    ) -> Output:
+        """What a second model makes of the drawn pictures; `options` are those of the call that drew them."""
+        return output
 
     def finish(self, images: Drawn, size: Size) -> Pixels:
         """The pictures of `size` from the drawn ones."""
@@ -82,7 +93,10 @@ class Baseline(ABC):
         size = _size(pipe.info, height, width)
         drawn = self.drawn_size(pipe.info, size)
         output = pipe(prompts, **_sides(drawn), **self.keywords(pipe.info, drawn), **options)
-        return output if output.images is None else replace(output, images=self.finish(output.images, size))
+        if output.images is None:
+            return output
+        output = self.developed(pipe, output, prompts, options)
+        return replace(output, images=self.finish(output.images, size))  # pyright: ignore[reportArgumentType]
 
     def compile(
         self, pipe: TextToImage, *, height: int | None = None, width: int | None = None, **options: Any

@@ -69,7 +69,7 @@ class MultiDiffusion(Baseline):
         tall, wide = info.train_grid
         return Windows((height, width), (min(height, tall), min(width, wide)), self.stride, self.at_once)
 
-    def work(self, info: ModelInfo, drawn: Size) -> float:
+    def work(self, info: ModelInfo, drawn: Size, calls: int = 1) -> float:
         windows = self.windows(info, drawn)
         return len(windows.corners) * math.prod(windows.size) / math.prod(windows.grid)
 

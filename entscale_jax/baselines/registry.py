@@ -8,8 +8,9 @@ from ..scales import Scaling
 from .baseline import Baseline
 from .multidiffusion import MultiDiffusion
 from .resize import Resize
+from .upscale import Upscale
 
-METHODS: dict[str, type[Baseline]] = {kind.name: kind for kind in (Resize, MultiDiffusion)}
+METHODS: dict[str, type[Baseline]] = {kind.name: kind for kind in (Resize, MultiDiffusion, Upscale)}
 
 Method = Scaling | Baseline
 

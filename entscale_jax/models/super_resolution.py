@@ -1,7 +1,6 @@
-"""The UNet that enlarges pictures, as Stable Diffusion's x4 upscaler has it: what its config.json says beyond others."""
+"""The UNet that enlarges pictures, as in Stable Diffusion's x4 upscaler: what its config.json says beyond others'."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ..errors import UserError
 from .config import per_level
@@ -19,8 +18,6 @@ class SuperResolutionUNetConfig(UNet2DConditionConfig):
     only_cross_attention: bool | tuple[bool, ...] = False
     """One a level: true where `attn1` attends to the text, too."""
 
-    model: ClassVar[str] = "UNet2DConditionModel"
-
     def __post_init__(self):
         # True for all levels would be for the middle block too, which one a level is not.
         if self.only_cross_attention is True:
@@ -29,6 +26,10 @@ class SuperResolutionUNetConfig(UNet2DConditionConfig):
             )
         _ = self.cross_only  # raises for a wrong count
         super().__post_init__()
+
+    @property
+    def class_rows(self) -> int:
+        return self.num_class_embeds
 
     @property
     def cross_only(self) -> tuple[bool, ...]:

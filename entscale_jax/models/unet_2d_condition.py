@@ -85,8 +85,6 @@ class UNet2DConditionConfig:
     """The width of all of `AddedConditions`: P + 6 addition_time_embed_dim."""
 
     model: ClassVar[str] = "UNet2DConditionModel"
-    num_class_embeds: ClassVar[int | None] = None
-    """Rows of the table by which the UNet is told a class, or how much noise a picture to enlarge has; None for none."""
     inert: ClassVar[frozenset[str]] = _INERT
     """Fields of config.json that don't change what is computed."""
     transformer_norm_eps: ClassVar[float] = 1e-6
@@ -164,6 +162,11 @@ class UNet2DConditionConfig:
         return tuple(sorted(set(self.self_attention.values())))
 
     @property
+    def class_rows(self) -> int | None:
+        """Rows of the table by which the UNet is told a label of each picture; None where it is told none."""
+        return None
+
+    @property
     def cross_only(self) -> tuple[bool, ...]:
         """Of each level, whether `attn1` attends to the text as `attn2` does; the middle block's never does."""
         return (False,) * self.levels
@@ -213,8 +216,8 @@ class UNet2DConditionModel(nnx.Module):
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], make)
         if config.projection_class_embeddings_input_dim is not None:
             self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * widths[0], make)
-        if config.num_class_embeds is not None:
-            self.class_embedding = make.embed(config.num_class_embeds, 4 * widths[0])
+        if config.class_rows is not None:
+            self.class_embedding = make.embed(config.class_rows, 4 * widths[0])
         self.down_blocks = nnx.List(DownBlock(config, level, make) for level in range(config.levels))
         self.mid_block = None if config.mid_block_type is None else MidBlock(config, make)
         self.up_blocks = nnx.List(UpBlock(config, level, make) for level in reversed(range(config.levels)))
@@ -250,7 +253,7 @@ class UNet2DConditionModel(nnx.Module):
             rule: the scale rule, static; None takes each layer's own (`entropy`).
             record: gets the mean entropy [B N] of each self-attention layer while tracing.
             added: pooled text and sizes, for a UNet whose config has `addition_embed_type`.
-            labels: a row of the table of classes for each picture, where the config has `num_class_embeds`.
+            labels: one a picture, for a UNet whose config has `num_class_embeds`.
 
         Raises UserError where `added` or `labels` is missing, or given to a UNet that takes none.
         """
@@ -287,10 +290,10 @@ class UNet2DConditionModel(nnx.Module):
         return time + self.add_embedding(added_embedding(*added, config.addition_time_embed_dim, *sinusoid))
 
     def _labelled(self, time: Time, labels: Int[Array, "batch"] | None) -> Time:
-        if (labels is None) != (self.config.num_class_embeds is None):
+        if (labels is None) != (self.config.class_rows is None):
             raise UserError(
-                f"labels are {'missing' if labels is None else 'given'}: the UNet's config has "
-                f"num_class_embeds={self.config.num_class_embeds}"
+                f"labels are {'missing' if labels is None else 'given'}, and the UNet's config has "
+                f"num_class_embeds={self.config.class_rows}"
             )
         return time if labels is None else time + self.class_embedding(labels)
 

@@ -70,14 +70,12 @@ def build(folder: Path, seed: int = 0) -> Path:
         **parts,
         tokenizer=tokenizer,
         low_res_scheduler=DDPMScheduler(beta_schedule="scaled_linear", **schedule),
-        scheduler=DDIMScheduler(
-            beta_schedule="linear",
-            prediction_type="v_prediction",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            **schedule,
-        ),
+        scheduler=_scheduler(schedule),
         max_noise_level=350,
     ).save_pretrained(folder)
     return folder
+
+
+def _scheduler(schedule: dict[str, Any]) -> Any:
+    rest: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    return DDIMScheduler(beta_schedule="linear", prediction_type="v_prediction", **rest, **schedule)

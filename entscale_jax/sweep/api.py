@@ -12,8 +12,10 @@ from typing import Any, cast
 
 from rich.console import Console
 
+from ..baselines import Upscale
 from ..errors import UserError
 from ..weights.folder import ModelInfo, describe
+from ..weights.upscaler_folder import UpscalerInfo, describe_upscaler
 from .dry_run import show_plan
 from .events import Event, Observer, make_event, tell_all
 from .executor import Executor
@@ -51,8 +53,7 @@ class Sweep:
 
     def dump(self) -> str:
         """The text of the run folder's `spec.yaml`."""
-        weights = {name: info.weights_hash for name, info in self.plan.models.items()}
-        return dump_spec(self.spec, self.prompts, weights, describe_calibrated(self.plan))
+        return dump_spec(self.spec, self.prompts, self.plan.weights, describe_calibrated(self.plan))
 
     def check_folder(self) -> None:
         """Raises UserError where the run folder holds another sweep."""
@@ -126,7 +127,8 @@ def plan_sweep(spec_path: str | Path, out: str | Path | None = None) -> Sweep:
     with _placed(file, "prompts"):
         prompts = resolve_prompts(file.spec, file.folder)
     with _placed(file):
-        plan = make_plan(file.spec, prompts, _describe_models(file))
+        plan = make_plan(file.spec, prompts, _describe_models(file), _describe_upscalers(file))
+        _check_promises(file, plan)
     return Sweep(file, prompts, plan, RunFolder(out if out is not None else Path("runs") / file.spec.name))
 
 
@@ -141,13 +143,6 @@ def _placed(file: SweepFile, key: str = "") -> Iterator[None]:
 
 def _describe_models(file: SweepFile) -> Mapping[str, ModelInfo]:
     models = {name: _describe(file, name) for name in file.spec.models}
-    for name, promised in file.weights.items():
-        if name in models and models[name].weights_hash != promised:
-            raise file.error_at(
-                ("weights", name),
-                f"this was made with the weights {promised[:12]} of {name}, which now has "
-                f"{models[name].weights_hash[:12]}: take `weights` out of the file to draw with these",
-            )
     for name, promised in file.train_entropy.items():
         shipped = models[name].train_entropy if name in models else None
         if shipped is not None and dict(shipped.layers) != promised:
@@ -165,6 +160,30 @@ def _describe(file: SweepFile, name: str) -> ModelInfo:
         return describe(name, train_size=None if size is None else (size[1], size[0]))
     except UserError as error:
         raise SpecError(str(error), "models", name) from error
+
+
+def _describe_upscalers(file: SweepFile) -> Mapping[str, UpscalerInfo]:
+    found: dict[str, UpscalerInfo] = {}
+    for method in file.spec.methods:
+        if isinstance(method, Upscale):
+            try:
+                found[method.upscaler] = found.get(method.upscaler) or describe_upscaler(method.upscaler)
+                method.check_upscaler(found[method.upscaler])
+            except UserError as error:
+                raise SpecError(str(error), "methods", method) from error
+    return found
+
+
+def _check_promises(file: SweepFile, plan: Plan) -> None:
+    """Raises UserError where a run folder's own spec was made with other weights."""
+    for name, promised in file.weights.items():
+        now = plan.weights.get(name, promised)
+        if now != promised:
+            raise file.error_at(
+                ("weights", name),
+                f"this was made with the weights {promised[:12]} of {name}, which now has {now[:12]}: take `weights` "
+                "out of the file to draw with these",
+            )
 
 
 def _draw(
@@ -256,7 +275,7 @@ def _with_ray(address: str | None, **options: Any) -> OpenExecutor:
     @contextlib.contextmanager
     def open_executor(sweep: Sweep) -> Iterator[Executor]:
         platforms = os.environ.get("JAX_PLATFORMS")
-        folders = {name: str(info.folder.resolve()) for name, info in sweep.plan.models.items()}
+        folders = sweep.plan.folders
         where = choose_address(address)
         if where == LOCAL:
             prepare_local()

@@ -9,14 +9,15 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..baselines import Baseline
+from ..baselines import Baseline, Upscale
 from ..errors import UserError
 from ..png import png_bytes
-from ..program_cache import ProgramMemory
+from ..program_cache import ProgramMemory, most_of
 from .environment import versions
 from .executor import Compile, Drawn, Failure, Result
 from .measures import Measures
@@ -32,7 +33,7 @@ class Counter(Protocol):
 
 
 Load = Callable[[Cell], Any]
-"""Loads the pipeline that draws a cell's model."""
+"""Loads the pipeline that draws a cell's model, or the upscaler of its method."""
 
 
 class Drawer:
@@ -46,15 +47,18 @@ class Drawer:
         device: str,
         extractors: Extractors | None = None,
         peak: Callable[[], int | None] = lambda: None,
+        load_upscaler: Load | None = None,
     ):
         """`peak` tells the most bytes that the device's allocator had in use so far."""
         self._peak = peak
         self._metrics = frozenset(metrics)
         self._measures = Measures(metrics, extractors)
         self._load = load
+        self._load_upscaler = load_upscaler or _upscalers_elsewhere
         self._counter = counter
         self._device = device
         self._pipes: dict[str, Any] = {}
+        self._upscalers: dict[str, Any] = {}
         self._levels: dict[str, dict[str, int]] = {}
         self._ready: dict[Program, Mapping[str, ProgramMemory]] = {}
         self._versions = " ".join(f"{name}-{version}" for name, version in versions().items())
@@ -69,7 +73,7 @@ class Drawer:
             return Failure(_one_line(error), memory=is_out_of_memory(error), passing=_may_pass(error))
 
     def _draw(self, task: Task) -> Result:
-        pipe = self._pipe(task.cells[0])
+        pipe, _ = self._pipe(task.cells[0]), self._upscaler(task.cells[0])
         loading, _ = self._counter.take()
         memory = self._make_ready(pipe, task)
         ahead, ahead_seconds = self._counter.take()
@@ -107,12 +111,15 @@ class Drawer:
             steps=program.steps,
             guidance=chunk.cells[0].guidance,
         )
+        if isinstance(program.method, Upscale):
+            enlarging = program.method.make_ready(self._upscaler(chunk.cells[0]), (chunk.height, chunk.width))
+            memory = most_of(memory or {}, enlarging)
         self._ready[program] = memory or {}
         return self._ready[program]
 
     def _call(self, pipe: Any, task: Task) -> Any:
         first = task.cells[0]
-        return pipe(
+        output = pipe(
             [cell.prompt for cell in task.cells],
             height=task.chunk.height,
             width=task.chunk.width,
@@ -122,6 +129,31 @@ class Drawer:
             guidance=first.guidance,
             seed=[cell.seed for cell in task.cells],
         )
+        return self._enlarged(task, output) if isinstance(task.program.method, Upscale) else output
+
+    def _upscaler(self, cell: Cell) -> Any:
+        """What a method enlarges with; None for another method."""
+        if not isinstance(cell.method, Upscale):
+            return None
+        if cell.method.upscaler not in self._upscalers:
+            self._upscalers[cell.method.upscaler] = self._load_upscaler(cell)
+        return self._upscalers[cell.method.upscaler]
+
+    def _enlarged(self, task: Task, output: Any) -> Any:
+        """The output with those pictures enlarged of which anything is stored; the others are black."""
+        places = [place for place, wanted in enumerate(task.wanted) if wanted]
+        cells = [task.cells[place] for place in places]
+        made = task.program.method.enlarge(  # pyright: ignore[reportAttributeAccessIssue]
+            self._upscaler(cells[0]),
+            np.asarray(output.images)[places],
+            [cell.prompt for cell in cells],
+            [cell.seed for cell in cells],
+        )
+        images = np.zeros((len(task.cells), *made.images.shape[1:]), np.uint8)
+        broken = np.array(output.broken)
+        images[places] = made.images
+        broken[places] += made.broken
+        return replace(output, images=images, broken=broken)
 
     def _how(self, pipe: Any, task: Task) -> dict[str, Any]:
         """Whatever of a call is the method's."""
@@ -176,6 +208,7 @@ class Drawer:
             "caption": cell.prompt,
             "seed": str(cell.seed),
             "rule": cell.method.label,
+            **({"upscaler": f"{cell.method.upscaler} {cell.upscaler_hash}"} if cell.upscaler_hash else {}),  # pyright: ignore[reportAttributeAccessIssue]
             "size": f"{cell.width}x{cell.height}",
             "sampler": f"{cell.sampler} steps {cell.steps} guidance {cell.guidance:g}",
             "versions": self._versions,
@@ -204,14 +237,36 @@ def load_pipeline(folders: Mapping[str, str], rows: Any = None) -> Load:
         pipe = TextToImage.from_pretrained(
             folder if os.path.isdir(folder) else cell.model, train_size=cell.train_size, **more
         )
-        if pipe.info.weights_hash != cell.weights_hash:
-            raise UserError(
-                f"model {cell.model} on {platform.node()} has the weights {pipe.info.weights_hash[:12]} and not those "
-                f"of the plan, {cell.weights_hash[:12]}: copy the same model to every node"
-            )
+        _check_weights(cell.model, pipe.info.weights_hash, cell.weights_hash)
         return pipe
 
     return load
+
+
+def load_upscaler(folders: Mapping[str, str]) -> Load:
+    """A loader of what baseline `upscale` enlarges with, likewise; images are not split there."""
+
+    def load(cell: Cell) -> Any:
+        from ..upscaler import Upscaler
+
+        name = cell.method.upscaler  # pyright: ignore[reportAttributeAccessIssue]
+        folder = folders.get(name, "")
+        upscaler = Upscaler.from_pretrained(folder if os.path.isdir(folder) else name)
+        _check_weights(name, upscaler.info.weights_hash, cell.upscaler_hash)
+        return upscaler
+
+    return load
+
+
+_upscalers_elsewhere = load_upscaler({})
+
+
+def _check_weights(model: str, found: str, planned: str) -> None:
+    if found != planned:
+        raise UserError(
+            f"model {model} on {platform.node()} has the weights {found[:12]} and not those of the plan, "
+            f"{planned[:12]}: copy the same model to every node"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

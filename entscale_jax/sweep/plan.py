@@ -8,16 +8,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import chain, product
 from typing import Any
 
-from ..baselines import Baseline, Method
+from ..baselines import Baseline, Method, Upscale
 from ..buckets import Bucket
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling, UndefinedScale
 from ..weights.folder import ModelInfo
+from ..weights.upscaler_folder import UpscalerInfo
 from .spec import Metric, Sampler, SeedOfCaption, SpecError, SweepSpec
 
 AUTO_BATCH = 8
@@ -40,6 +41,8 @@ class Cell:
     sampler: str
     steps: int
     guidance: float
+    upscaler_hash: str = ""
+    """Of the weights that baseline `upscale` enlarges with."""
 
     @cached_property
     def id(self) -> str:
@@ -54,6 +57,8 @@ class Cell:
             sampler=self.sampler,
             steps=self.steps,
             guidance=self.guidance,
+            # Of one method alone, so that cells of the others keep the ids that they had before it.
+            **({"upscaler_hash": self.upscaler_hash} if self.upscaler_hash else {}),
         )
         text = f"{before}{json.dumps(self.prompt)}{between}{self.seed}{after}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -73,7 +78,7 @@ def _content(method: Method, **shared: Any) -> tuple[str, str, str]:
 
 def _describe(method: Method) -> dict[str, Any]:
     if isinstance(method, Baseline):
-        return {"baseline": method.name, **method.options}
+        return {"baseline": method.name, **method.identity}
     # E_T of one rule alone, so that cells of the others keep the ids that they had before it.
     entropy = {} if method.train_entropy is None else {"train_entropy": method.train_entropy.layers}
     return {"rule": method.rule.value, "multiplier": method.multiplier, **entropy}
@@ -238,6 +243,19 @@ class Plan:
     chunks: tuple[Chunk, ...]
     models: Mapping[str, ModelInfo]
     undefined: tuple[Undefined, ...] = ()
+    upscalers: Mapping[str, UpscalerInfo] = field(default_factory=dict)
+    """Those of baseline `upscale`, by their folders or ids."""
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Hashes of all weights that are drawn with."""
+        return {name: info.weights_hash for name, info in (*self.models.items(), *self.upscalers.items())}
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Where all models are on this machine."""
+        infos = (*self.models.values(), *(info.model for info in self.upscalers.values()))
+        return {info.name: str(info.folder.resolve()) for info in infos}
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -249,7 +267,12 @@ class Plan:
         return [task for chunk in self.chunks if (task := chunk.task(wanted)) is not None]
 
 
-def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, ModelInfo]) -> Plan:
+def make_plan(
+    spec: SweepSpec,
+    prompts: Sequence[str],
+    models: Mapping[str, ModelInfo],
+    upscalers: Mapping[str, UpscalerInfo] | None = None,
+) -> Plan:
     """The plan of a sweep; what rule `calibrated` has no value for is left out and told.
 
     Raises UserError for a size that a model can't draw, multipliers or E_T unlike its own, and where nothing is left.
@@ -266,7 +289,7 @@ def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, Mode
                 undefined.append(Undefined(name, size, method, str(error)))
                 continue
         pairs = _pairs(spec, prompts)[: (spec.limits or {}).get(method.label)]
-        group = _group(spec.sampler, models[name], name, size, method, pairs)
+        group = _group(spec.sampler, models[name], name, size, method, pairs, _upscaler_hash(method, upscalers))
         new = [cell for cell in group if cell.id not in cells]
         cells.update((cell.id, cell) for cell in new)
         drawn = _drawn_size(models[name], size, method)
@@ -277,7 +300,7 @@ def make_plan(spec: SweepSpec, prompts: Sequence[str], models: Mapping[str, Mode
     chunks: list[Chunk] = []
     for (program, drawn), members in groups.items():
         chunks.extend(_chunks(program, drawn, members, len(chunks)))
-    return Plan(tuple(cells.values()), tuple(chunks), models, tuple(undefined))
+    return Plan(tuple(cells.values()), tuple(chunks), models, tuple(undefined), upscalers or {})
 
 
 def auto_batch(bucket: Bucket, train_size: tuple[int, int], images: int) -> int:
@@ -306,6 +329,7 @@ def _group(
     size: tuple[int, int],
     method: Method,
     pairs: Iterable[tuple[str, int]],
+    upscaler_hash: str,
 ) -> list[Cell]:
     return [
         Cell(
@@ -320,9 +344,14 @@ def _group(
             sampler=sampler.name,
             steps=sampler.steps,
             guidance=float(sampler.guidance),
+            upscaler_hash=upscaler_hash,
         )
         for prompt, seed in pairs
     ]
+
+
+def _upscaler_hash(method: Method, upscalers: Mapping[str, UpscalerInfo] | None) -> str:
+    return (upscalers or {})[method.upscaler].weights_hash if isinstance(method, Upscale) else ""
 
 
 def _program(
@@ -330,16 +359,17 @@ def _program(
 ) -> Program:
     bucket = _bucket(info, name, size)
     batch = auto_batch(bucket, info.train_size, images) if spec.batch == "auto" else min(spec.batch, images)
-    sampler = spec.sampler
+    sampler, guided = spec.sampler, spec.sampler.guidance != 1.0
+    calls = sampler.steps * (2 if guided else 1)
     return Program(
         BucketKey(name, bucket),
         method,
         batch,
         sampler.name,
         sampler.steps,
-        sampler.guidance != 1.0,
+        guided,
         measures=Metric.ENTROPY in spec.metrics and not isinstance(method, Baseline),
-        work=method.work(info, (size[1], size[0])) if isinstance(method, Baseline) else 1.0,
+        work=method.work(info, (size[1], size[0]), calls) if isinstance(method, Baseline) else 1.0,
     )
 
 

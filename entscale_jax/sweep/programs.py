@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..baselines import Baseline, Method
+from ..baselines import Baseline, Method, Upscale
 from ..buckets import Bucket
 from ..program_cache import ProgramMemory
 from .executor import Compile, Result
@@ -89,7 +89,18 @@ def calls_for(program: Program) -> set[tuple[str, ...]]:
             _denoises_as(program.method),
             *map(str, (program.steps, program.guided, program.measures)),
         ),
+        *_calls_for_enlarging(program),
     }
+
+
+def _calls_for_enlarging(program: Program) -> set[tuple[str, ...]]:
+    method = program.method
+    if not isinstance(method, Upscale):
+        return set()
+    # One picture after the other, whatever the batch.
+    pictures = (method.upscaler, str(program.key.bucket), "1")
+    sampling = ("original", *map(str, (method.steps, method.guidance != 1.0, False)))
+    return {("text", method.upscaler), ("decode", *pictures), ("denoise", *pictures, *sampling)}
 
 
 def _denoises_as(method: Method) -> str:

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from ..baselines import METHODS as BASELINES
-from ..baselines import Baseline, Method, read_baseline
+from ..baselines import Baseline, Method, Upscale, read_baseline
 from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
@@ -137,7 +137,8 @@ def _scaling(value: object, info: ValidationInfo) -> Scaling:
     name = value.get("rule") if isinstance(value, Mapping) else value
     if isinstance(value, Mapping):
         for key in sorted(set(value) - set(_METHOD), key=str):
-            raise UserError(f"unknown key {key!r} of a method: {nearest(key, (*_METHOD, 'baseline'))}")
+            hint = "write {baseline: upscale, upscaler: FOLDER}" if key == "upscaler" else ""
+            raise UserError(f"unknown key {key!r} of a method: {hint or nearest(key, (*_METHOD, 'baseline'))}")
         if "train_entropy" in value:
             value = {**value, "train_entropy": _train_entropy(value["train_entropy"], info)}
     elif not isinstance(value, str | Scaling):
@@ -315,6 +316,16 @@ class SweepSpec(_Strict):
             raise UserError("both model and models are given: keep one")
         rest = {key: item for key, item in value.items() if key != "model"}
         return {**rest, "models": [value["model"]]}
+
+    @model_validator(mode="after")
+    def _upscalers_are_told_apart(self) -> "SweepSpec":
+        seen: dict[str, Method] = {}
+        for method in self.methods:
+            if isinstance(method, Upscale) and seen.setdefault(method.label, method) != method:
+                raise SpecError(
+                    f"two upscalers are both called {method.label!r} in rows: rename a folder", "methods", method
+                )
+        return self
 
     @model_validator(mode="after")
     def _limits_are_of_methods(self) -> "SweepSpec":

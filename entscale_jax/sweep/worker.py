@@ -34,7 +34,7 @@ class Worker:
         from ..compilation import enable_cache
         from ..image_rows import ImageRows
         from .compiles import CompileCounter
-        from .drawer import Drawer, load_pipeline
+        from .drawer import Drawer, load_pipeline, load_upscaler
 
         # Even small programs are kept, so that the next worker reads all of them.
         enable_cache(every_program=True)
@@ -47,7 +47,8 @@ class Worker:
         name = f"{devices[0].device_kind}:{ids}@{platform.node()}"
         self._device, self._count, self._drawn_on = devices[0], len(devices), len(devices) if rows else 1
         self._files = None if store is None else open_files(store)
-        self._drawer = Drawer(metrics, load_pipeline(folders, rows), CompileCounter(), name, extractors, self._peak)
+        load, enlarge = load_pipeline(folders, rows), load_upscaler(folders)
+        self._drawer = Drawer(metrics, load, CompileCounter(), name, extractors, self._peak, enlarge)
 
     def hello(self, kind: str, devices: int = 1) -> dict[str, Any]:
         """What this worker is. Raises UserError where JAX found other devices than Ray gave it."""

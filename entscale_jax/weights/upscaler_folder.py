@@ -37,6 +37,11 @@ class UpscalerInfo:
     """The highest that a caller may ask for."""
 
     @property
+    def weights_hash(self) -> str:
+        """Of the folder, as a model's."""
+        return self.model.weights_hash
+
+    @property
     def factor(self) -> int:
         """Pixels along a side of a picture that is made, over those of the one that is given."""
         return self.model.latent_factor
@@ -62,5 +67,5 @@ def describe_upscaler(model: str | Path, **options: Any) -> UpscalerInfo:
     most = index.get("max_noise_level", DEFAULT_MAX_NOISE_LEVEL)
     if isinstance(most, bool) or not isinstance(most, int) or most < 0:
         raise UserError(f"model {info.name!r}: max_noise_level is {most!r} in model_index.json: not a whole number")
-    rows = info.unet.num_class_embeds or 1
+    rows = info.unet.class_rows or 1
     return UpscalerInfo(info, noise, min(most, rows - 1, noise.num_train_timesteps - 1))

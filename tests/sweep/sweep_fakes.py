@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from entscale_jax.pipeline import Output
 from entscale_jax.sampling import read_sampler
 from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.sweep.drawer import Drawer, Load
@@ -79,7 +79,7 @@ class FakePipe:
             for _ in range(2)
         )
         latents, broken = np.zeros((len(prompts), 2, 2, 4), np.float32), np.zeros(len(prompts), np.int32)
-        return SimpleNamespace(images=images, latents=latents, entropy=entropy, logit_gap=gap, broken=broken)
+        return Output(images=images, latents=latents, entropy=entropy, logit_gap=gap, broken=broken)
 
 
 def _rng(*parts):

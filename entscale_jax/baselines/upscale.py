@@ -1,0 +1,103 @@
+"""Draws at the training size, enlarges by a super-resolution model, then resizes, as in the paper's Figure 7.
+
+The scale of self-attention is that of training in both models: the upscaler is a peer of the scale rule, not its user.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..errors import UserError
+from ..pipeline import Output, TextToImage
+from ..program_cache import ProgramMemory, most_of
+from ..upscaler import GUIDANCE, NOISE_LEVEL, STEPS, Upscaled, Upscaler
+from ..weights.folder import ModelInfo
+from ..weights.upscaler_folder import UpscalerInfo
+from .baseline import Drawn, Size
+from .resize import Resize
+
+
+@dataclass(frozen=True)
+class Upscale(Resize):
+    """The whole picture is enlarged, told the same caption, and what fills the frame is then resized as by `Resize`.
+
+    A picture of the training size, or a smaller one, is enlarged too, and then shrunk.
+    """
+
+    upscaler: str = ""
+    """Folder or hub id of diffusers' `StableDiffusionUpscalePipeline`."""
+    steps: int = STEPS
+    guidance: float = GUIDANCE
+    noise_level: int = NOISE_LEVEL
+
+    name: ClassVar = "upscale"
+
+    def __post_init__(self):
+        if not self.upscaler:
+            raise UserError(
+                "baseline upscale needs a model that enlarges pictures: write {baseline: upscale, upscaler: FOLDER}"
+            )
+        if not math.isfinite(self.guidance):
+            raise UserError(f"guidance is {self.guidance!r}: give a finite number")
+
+    @property
+    def label(self) -> str:
+        """`upscale:NAME` with the last name of the upscaler's folder or id, and what is not at its default."""
+        others = "".join(f",{name}={value}" for name, value in self.options.items() if name != "upscaler")
+        return f"{self.name}:{Path(self.upscaler).name}{others}"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        # By themselves: steps and guidance are names of the first model's, too.
+        return {self.name: dict(self.options)}
+
+    def check_upscaler(self, found: UpscalerInfo) -> None:
+        """Raises UserError where the options do not fit the model that enlarges."""
+        found.check_noise_level(self.noise_level)
+        found.model.schedule.table(self.steps)
+
+    def work(self, info: ModelInfo, drawn: Size, calls: int = 1) -> float:
+        """With the upscaler's calls, in which each pixel is a latent cell and a cell counts as much as the model's."""
+        own = self.steps * (2 if self.guidance != 1.0 else 1)
+        return 1.0 + info.latent_factor**2 * own / calls
+
+    def make_ready(self, upscaler: Upscaler, drawn: Size, *, tiling: bool = False) -> dict[str, ProgramMemory]:
+        """Compiles what `enlarge` runs on pictures of this size; returns what that needs, by program."""
+        height, width = drawn
+        return upscaler.compile(height=height, width=width, steps=self.steps, guidance=self.guidance, tiling=tiling)
+
+    def enlarge(
+        self, upscaler: Upscaler, images: Drawn, prompts: Sequence[str], seed: int | Sequence[int], **options: Any
+    ) -> Upscaled:
+        """The drawn pictures by the opened upscaler, one after the other."""
+        own = {"steps": self.steps, "guidance": self.guidance, "noise_level": self.noise_level}
+        return upscaler(images, prompts, seed=seed, **own, **options)
+
+    def developed(
+        self, pipe: TextToImage, output: Output, prompts: str | Sequence[str], options: Mapping[str, Any]
+    ) -> Output:
+        also = {name: options[name] for name in ("negative_prompt", "tiling") if name in options}
+        made = self.enlarge(self._opened(pipe), output.images, prompts, options.get("seed", 0), **also)  # pyright: ignore[reportArgumentType]
+        broken = made.broken if output.broken is None else output.broken + made.broken
+        return replace(output, images=made.images, broken=broken)
+
+    def compile(
+        self, pipe: TextToImage, *, height: int | None = None, width: int | None = None, **options: Any
+    ) -> dict[str, ProgramMemory]:
+        memory = super().compile(pipe, height=height, width=width, **options)
+        if not options.get("decode", True):
+            return memory
+        own = self.make_ready(self._opened(pipe), pipe.info.train_size, tiling=options.get("tiling", False))
+        return most_of(memory, own)
+
+    def _opened(self, pipe: TextToImage) -> Upscaler:
+        return _open(self.upscaler, pipe.unet.conv_in.kernel.get_value().dtype)
+
+
+@lru_cache(1)
+def _open(upscaler: str, dtype: Any) -> Upscaler:
+    """Kept, as every call of `draw` wants it."""
+    return Upscaler.from_pretrained(upscaler, dtype=dtype)
