@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
-from tiny_model import write_tiny_model
+from tiny_model import write_tiny_model, write_tiny_upscaler
 
 from entscale_jax import TextToImage
 
@@ -27,3 +27,9 @@ def tiny_folder(tmp_path_factory):
 def tiny(tiny_folder):
     """That model, opened."""
     return TextToImage.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_upscaler_folder(tmp_path_factory):
+    """A small untrained model that enlarges pictures by four."""
+    return write_tiny_upscaler(tmp_path_factory.mktemp("tiny_upscaler"))

@@ -1,14 +1,14 @@
 """Writes an untrained model with the built-in one's shape, in little: what whole Ray runs draw with in a moment."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
-from entscale_jax.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
+from entscale_jax.models import AutoencoderKL, CLIPTextModel, SuperResolutionUNetConfig, UNet2DConditionModel
 from entscale_jax.scenes.export import export_folder
 from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.scenes.tokenizer import write_tokenizer
@@ -30,6 +30,21 @@ def write_tiny_model(folder: Path, seed: int = 0, recipe: Recipe | None = None) 
         text=untrained(lambda: CLIPTextModel(text, rngs=AbstractRngs()), rng),
         scaling_factor=1.0,
     )
+    return folder
+
+
+def write_tiny_upscaler(folder: Path, seed: int = 0) -> Path:
+    """A diffusers folder shaped as Stable Diffusion's upscaler: four times the size, noise levels up to 39."""
+    recipe = tiny_recipe()
+    plain = {each.name: getattr(recipe.unet, each.name) for each in fields(recipe.unet)}
+    own = {"in_channels": 7, "num_class_embeds": 40, "only_cross_attention": (True, False)}
+    write_tiny_model(folder, seed, replace(recipe, unet=SuperResolutionUNetConfig(**{**plain, **own})))
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = {"_class_name": "StableDiffusionUpscalePipeline", "low_res_scheduler": ["diffusers", "DDPMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps({**index, **parts, "max_noise_level": 350}))
+    (folder / "low_res_scheduler").mkdir()
+    noise = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+    (folder / "low_res_scheduler" / "scheduler_config.json").write_text(json.dumps(noise))
     return folder
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from entscale_jax import Scaling, UserError, baselines
-from entscale_jax.baselines import METHODS, MultiDiffusion, Resize, read_baseline, read_method
+from entscale_jax.baselines import METHODS, MultiDiffusion, Resize, Upscale, read_baseline, read_method
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,12 @@ from entscale_jax.baselines import METHODS, MultiDiffusion, Resize, read_baselin
             {"baseline": "multidiffusion", "at_once": 1, "stride": 4},
             MultiDiffusion(stride=4, at_once=1),
             "multidiffusion:stride=4,at_once=1",
+        ),
+        ({"baseline": "upscale", "upscaler": "of/x4"}, Upscale("of/x4", 75, 9.0, 20), "upscale:x4"),
+        (
+            {"baseline": "upscale", "upscaler": "of/x4", "noise_level": 0, "guidance": 1.0},
+            Upscale("of/x4", noise_level=0, guidance=1.0),
+            "upscale:x4,guidance=1.0,noise_level=0",
         ),
     ],
 )

@@ -24,6 +24,15 @@ def test_it_is_read_and_named_as_its_file(path):
     assert read_sweep(path).spec.name == path.stem
 
 
+def test_figure_7_names_the_upscaler_that_it_compares_with():
+    found = read_sweep(FOLDER / "figure7.yaml").spec.methods
+    assert [getattr(method, "upscaler", None) for method in found] == [
+        *[None] * 3,
+        "stabilityai/stable-diffusion-x4-upscaler",
+    ]
+    assert [method.label for method in found][:3] == ["original", "entropy", "resize"]
+
+
 def test_tables_have_the_papers_sizes():
     train_size = [("512x512", "entropy")]
     assert _missing("table1_2_sd.yaml", "fid", ("original", "entropy")) == train_size
