@@ -89,6 +89,15 @@ def test_generate_draws_by_the_methods_of_the_comparison(entscale, tiny_folder, 
     refused(entscale("generate", "a red circle", "--image", start, *options), f"--rule {rule} draws from noise")
 
 
+@pytest.mark.full
+def test_generate_draws_and_enlarges(entscale, tiny_folder, tiny_upscaler_folder, tmp_path):
+    options = ("--model", tiny_folder, "--steps", 1, "--rule", "upscale", "--upscaler", tiny_upscaler_folder)
+    code, _, error = entscale("generate", "a red circle", "--size", "40x24", *options, "-o", tmp_path / "out.png")
+    assert code == 0, error
+    assert np.asarray(Image.open(tmp_path / "out.png")).shape == (24, 40, 3)
+    assert read_text(tmp_path / "out.png")["rule"] == f"upscale:{tiny_upscaler_folder.name}"
+
+
 def test_several_captions_are_numbered(entscale, tiny_folder, tmp_path):
     options = ("--model", tiny_folder, "--size", "16x16", "--steps", 1, "-o", tmp_path / "pair.png")
     assert entscale("generate", "a red circle", "a blue square", *options)[0] == 0
