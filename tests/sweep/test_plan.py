@@ -130,6 +130,7 @@ def test_the_id_follows_from_every_part_of_the_content():
         "sampler": "other",
         "steps": 9,
         "guidance": 2.0,
+        "upscaler_hash": "cd" * 32,
     }
     assert changes.keys() == cell.__dataclass_fields__.keys()
     ids = {replace(cell, **{name: value}).id for name, value in changes.items()}
