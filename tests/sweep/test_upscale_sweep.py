@@ -1,6 +1,7 @@
 """Baseline `upscale` in a sweep: planned as resize is, enlarged once a drawing, told apart by its model's weights."""
 
 import io
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -97,7 +98,7 @@ def test_it_runs_resumes_and_is_reported(sweep, enlarging, console, tmp_path):
     assert sum(len(call["prompts"]) for call in enlarging.calls) == 10  # once for all sizes
     assert {(call["steps"], call["guidance"], call["noise_level"]) for call in enlarging.calls} == {(6, 9.0, 20)}
     assert enlarging.compiled == [{"height": 64, "width": 64, "steps": 6, "guidance": 9.0, "tiling": False}]
-    assert f"of/x4 {'cd' * 32}" in {read_text((run / row["image"]).read_bytes())["upscaler"] for row in rows}
+    assert f"of/x4 {'cd' * 32}" in {read_text(run / row["image"])["upscaler"] for row in rows}
     assert "of/x4: " + "cd" * 32 in (run / "spec.yaml").read_text()
     found = read_run(run)
     assert found.methods == ["original", LABEL]
@@ -140,7 +141,7 @@ BAD = {
     "steps of a word": ("steps: many", "methods[1]: steps is 'many': give a value such as 75"),
     "guidance without end": ("guidance: .inf", "methods[1]: guidance is inf: give a finite number"),
     "a model of that kind to draw with": (None, "is a StableDiffusionUpscalePipeline, which enlarges pictures and"),
-    "two of one name": ("", "methods[2]: two upscalers are both called 'upscale:"),
+    "two of one name": ("", "methods: two upscalers are both called 'upscale:"),
 }
 
 
@@ -177,6 +178,11 @@ def test_pictures_of_a_real_sweep_are_those_of_python(tiny_folder, tiny_upscaler
     assert run_sweep(path, out=run, console=console, open_executor=fakes.opening(executor)) == 0
     rows = pq.read_table(run / "samples.parquet").to_pylist()
     assert len(rows) == 2 * 5
+    (worker,) = json.loads((run / "programs.json").read_text())["workers"]
+    assert worker["expected"] == {"text": 2, "denoise": 2, "decode": 2}
+    assert {kind: found["compiled"] + found["cached"] for kind, found in worker["programs"].items()} == worker[
+        "expected"
+    ]
     upscale._open.cache_clear()
     for width, height in ((32, 32), (40, 24)):
         mine = [row for row in rows if (row["width"], row["height"]) == (width, height)][:4]
