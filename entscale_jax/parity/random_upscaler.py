@@ -28,7 +28,7 @@ UNET: dict[str, Any] = {
     "use_linear_projection": True,
     "norm_num_groups": 8,
 }
-"""As published but for widths and a level less: `attn1` attends to the text at all levels but the coarsest."""
+"""As published but for widths and a level less: self-attention is at the coarsest level alone."""
 TEXT: dict[str, Any] = {
     "hidden_size": 28,
     "num_attention_heads": 4,
