@@ -223,8 +223,9 @@ UPSCALERS: Families = {family.pipeline: family for family in (STABLE_DIFFUSION_U
 def family_of(model: str, index: Mapping[str, Any], families: Families = FAMILIES) -> Family:
     """The family whose pipeline model_index.json names. Raises UserError for one that is not among `families`."""
     kind = index.get("_class_name")
-    if isinstance(kind, str) and kind in families:
-        return families[kind]
+    named = kind if isinstance(kind, str) else ""
+    if named in families:
+        return families[named]
+    hint = ", which enlarges pictures and draws none: it is for baseline upscale" if named in UPSCALERS else ""
     many = "implemented are" if len(families) > 1 else "implemented is"
-    hint = ", which enlarges pictures and draws none: it is for baseline upscale" if kind in UPSCALERS else ""
     raise UserError(f"model {model!r} is a {kind}{hint}: {many} {', '.join(families)}")
