@@ -37,6 +37,7 @@ class FakeUpscaler(Upscaler):
 
     def compile(self, **keywords):
         self.compiled.append(keywords)
+        return {}
 
     def __call__(self, images, prompts, **keywords):
         self.calls.append({"prompts": list(prompts), **keywords})
