@@ -86,7 +86,7 @@ def _method(job: Job, pipe: TextToImage) -> Method:
     return baseline
 
 
-def _ways(method: Method, pipe: TextToImage) -> tuple[Callable[..., Output], Callable[..., None]]:
+def _ways(method: Method, pipe: TextToImage) -> tuple[Callable[..., Output], Callable[..., object]]:
     """How the method draws, and how it compiles."""
     if isinstance(method, Baseline):
         return partial(method.draw, pipe), partial(method.compile, pipe)
