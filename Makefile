@@ -6,6 +6,7 @@ RUN ?= runs/aspect
 STUDY ?= runs/scenes-study
 STUDY_PARTS := rules multipliers entropy
 CALIBRATED ?= runs/scenes-calibrated
+TABLES := scenes_fid scenes_kid scenes_patch_fid scenes_clip objects_exact objects_missing objects_extra
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The last diffusers and transformers with Flax, beside which the newest can't be installed.
@@ -69,8 +70,10 @@ scenes-study: $(STAMP) ## Measure what the rules and any multiplier do to the bu
 tables: $(STAMP) ## Draw the paper's tables on the built-in model for docs/tables.md, going on where it was stopped: an hour or two
 	@$(BIN)/entscale sweep sweeps/tables-reference.yaml --out runs/tables-reference
 	@$(BIN)/entscale sweep sweeps/tables.yaml --out runs/tables
-	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --measure scenes_patch_fid --memory \
-		--document docs/tables.md
+	@$(BIN)/entscale sweep sweeps/tables-cost.yaml --out runs/tables-cost
+	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --measure scenes_patch_fid \
+		$(TABLES:%=--only %) --document docs/tables.md
+	@$(BIN)/entscale tables runs/tables-cost --only seconds --only memory --document docs/tables.md --section cost
 	@$(BIN)/python -m entscale_jax.reports.spot_cells runs/tables tests/data/spot_cells
 
 figures: $(STAMP) ## Draw the paper's figures on the built-in model for docs/figures.md, going on where it was stopped: minutes

@@ -499,9 +499,12 @@ def tables(
     ] = None,
     document: Annotated[
         Path | None,
-        typer.Option(
-            help="Write them into the section `tables` of this document, such as docs/tables.md.", show_default=False
-        ),
+        typer.Option(help="Write them into a section of this document, such as docs/tables.md.", show_default=False),
+    ] = None,
+    section: Annotated[str, typer.Option(help="Of the document, the section.")] = "tables",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric whose table is wanted, such as fid; may be given again.", show_default=False),
     ] = None,
     measure: Annotated[
         list[str] | None,
@@ -532,9 +535,10 @@ def tables(
 
         console = Console(stderr=True)
         record_memory(run, lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False))
-    choice = Choice(reference=reference, column=column, measure=tuple(measure or ()), inception=inception)
+    measured = {"measure": tuple(measure or ()), "inception": inception}
+    choice = Choice(reference=reference, column=column, only=tuple(only or ()), **measured)
     if document is not None:
-        write_section(run, document, choice, options=" --memory" if memory else "")
+        write_section(run, document, choice, section=section, options=" --memory" if memory else "")
         return
     text = write_tables(run, choice, form=form)
     if out is None:

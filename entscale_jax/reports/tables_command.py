@@ -30,6 +30,8 @@ class Choice:
     """Metrics to measure now of the kept pictures, of `patch_figures.PATCHES`."""
     inception: Path | None = None
     """File of Inception's weights for them, where the run names none."""
+    only: tuple[str, ...] = ()
+    """Metrics whose tables are wanted; all that there are if empty."""
 
 
 def write_tables(folder: Path, choice: Choice | None = None, *, form: str = "markdown") -> str:
@@ -42,17 +44,19 @@ def write_tables(folder: Path, choice: Choice | None = None, *, form: str = "mar
     return _WRITERS[form](_tables(read_run(folder), choice or Choice()))
 
 
-def write_section(folder: Path, document: Path, choice: Choice | None = None, *, options: str = "") -> None:
-    """Replaces the section `tables` of a Markdown document by the run's tables and what made them.
+def write_section(
+    folder: Path, document: Path, choice: Choice | None = None, *, section: str = SECTION, options: str = ""
+) -> None:
+    """Replaces a section of a Markdown document by the run's tables and what made them.
 
     `options` are those of the command that `choice` does not hold, for the line that tells it. Raises UserError where
     the document has no such section, and as `write_tables` does.
     """
     choice = choice or Choice()
-    find_section(document, SECTION)
+    find_section(document, section)
     run = read_run(folder)
     text = markdown(_tables(run, choice))
-    replace_section(document, SECTION, [*_origin(run, folder, choice, options), "", *text.splitlines()])
+    replace_section(document, section, [*_origin(run, folder, choice, options), "", *text.splitlines()])
 
 
 def _tables(run: Run, choice: Choice) -> list[PaperTable]:
@@ -70,7 +74,15 @@ def _tables(run: Run, choice: Choice) -> list[PaperTable]:
             f"--measure {sorted(missed)[0]} needs pictures above the training size in both sides, and run {run.folder} "
             f"has {', '.join(map(run.label, run.sizes))}"
         )
-    return tables
+    return _only(tables, choice.only) if choice.only else tables
+
+
+def _only(tables: list[PaperTable], names: tuple[str, ...]) -> list[PaperTable]:
+    found = [one.metric for one in tables]
+    for name in names:
+        if name not in found:
+            raise UserError(f"--only {name!r} is none of the run's tables: {', '.join(found)}")
+    return [one for one in tables if one.metric in names]
 
 
 def _opener(name: str, run: Run, inception: Path | None) -> Callable[[], Extractor]:
@@ -88,7 +100,8 @@ def _origin(run: Run, folder: Path, choice: Choice, options: str) -> list[str]:
     drawn = sum(sample.error is None for sample in run.samples)
     weights = ", ".join(f"{model} `{found[:12]}`" for model, found in run.weights.items())
     compared = f" --reference {choice.reference}" if choice.reference else ""
-    compared += "".join(f" --measure {name}" for name in choice.measure) + options
+    compared += "".join(f" --measure {name}" for name in choice.measure)
+    compared += "".join(f" --only {name}" for name in choice.only) + options
     made = f"`entscale tables {folder}{compared} --document`; {drawn:,} of {run.planned:,} images drawn"
     how = f"{sampler.get('name')}, {sampler.get('steps')} steps, guidance {sampler.get('guidance')}"
     return [f"{made}, weights {weights}, commit `{run.environment.get('commit')}`: {how}."]

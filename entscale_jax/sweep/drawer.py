@@ -82,7 +82,9 @@ class Drawer:
         wall = time.perf_counter() - start
         late, late_seconds = self._counter.take()
         steady = max(wall - late_seconds, 0.0)
-        shared = {"seconds": steady / len(task.wanted_cells), "device": self._device}
+        # A drawing that is resized to several sizes counts whole for each: what that size alone would cost.
+        drawings = sum(bool(cells) for cells in task.kept)
+        shared = {"seconds": steady / drawings, "device": self._device}
         places = [(position, cell) for position, cells in enumerate(task.kept) for cell in cells]
         drawn = [self._measure(pipe, task, position, cell, output, shared) for position, cell in places]
         compiles = [*loading, *ahead, *late]

@@ -18,7 +18,7 @@ from entscale_jax.reports.published import published
 from entscale_jax.reports.records import Size
 from entscale_jax.reports.run_folder import read_run
 from entscale_jax.reports.table_formats import as_csv, latex, markdown
-from entscale_jax.reports.tables_command import write_section
+from entscale_jax.reports.tables_command import Choice, write_section
 from entscale_jax.scales import Scaling
 from entscale_jax.sweep import compaction
 from entscale_jax.sweep.plan import Cell
@@ -267,6 +267,19 @@ def test_a_document_keeps_its_prose(make_run, tmp_path):
     assert "| 64x64 |" in text
     with pytest.raises(UserError, match="has no section 'tables'"):
         write_section(run, tmp_path / "run" / "spec.yaml")
+
+
+def test_a_document_holds_the_tables_that_are_asked_for(make_run, tmp_path):
+    run, document = make_run(), tmp_path / "tables.md"
+    document.write_text("<!-- measured: cost -->\n<!-- end of measured: cost -->\n")
+    write_section(run, document, Choice(only=("seconds",)), section="cost")
+    text = document.read_text()
+    assert "Seconds an image" in text
+    assert "--only seconds --document" in text
+    assert "distance" not in text
+    with pytest.raises(UserError, match="--only 'fid' is none of the run's tables: scenes_fid, "):
+        write_section(run, document, Choice(only=("seconds", "fid")), section="cost")
+    assert document.read_text() == text
 
 
 def test_the_papers_figures_stand_beside_those_of_its_models(make_run):

@@ -132,7 +132,7 @@ def test_the_drawer_resizes_one_drawing_to_every_size():
         np.testing.assert_array_equal(_pixels(drawn.png), np.asarray(fitted))
         assert drawn.entropy == []
         assert "entropy" not in drawn.columns
-        assert drawn.columns["seconds"] == result.steady_seconds / 8
+        assert drawn.columns["seconds"] == result.steady_seconds / 4  # each drawing counts whole for both sizes
 
 
 def _pixels(png):
