@@ -16,7 +16,7 @@ from mkdocs.structure.pages import Page
 
 OUTSIDE = "repository"
 """Where files from outside of docs/ are in the site."""
-_LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
+_LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     seen: set[str] = set()
     while waiting:
         path = waiting.pop()
-        if path in seen or not (root / path).exists():
+        if path in seen or path.startswith("..") or not (root / path).exists():
             continue
         seen.add(path)
         uri = _uri(root, docs, path)
