@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import typer
+import yaml
 from doc_snippets import ROOT
 from PIL import Image
 from tiny_model import tiny_recipe, write_tiny_model
 
 from entscale_jax import TextToImage, cli
+from entscale_jax.sweep.spec import SweepSpec
 from entscale_jax.weights import folder
 
 NOT_RUN: dict[str, list[str]] = {}
@@ -109,6 +111,35 @@ def test_what_is_not_run_says_so_and_is_known():
         name: [block.why_not for block in doc_snippets.blocks(page) if block.why_not] for name, page in PAGES.items()
     }
     assert {name: reasons for name, reasons in found.items() if reasons} == NOT_RUN
+
+
+FRAGMENTS = [
+    (name, line)
+    for name, page in PAGES.items()
+    for block in doc_snippets.blocks(page, "yaml")
+    for line in block.text.splitlines()
+    if re.match(r"[a-z_]+: .", line)
+]
+"""Lines of YAML that stand for themselves: a key of a sweep."""
+
+
+def read_fragment(line: str) -> SweepSpec:
+    """A sweep with that key."""
+    whole = {"name": "page", "model": "scenes", "sizes": ["64x64"], "methods": ["entropy"], "prompts": ["a red circle"]}
+    return SweepSpec.model_validate(whole | yaml.safe_load(line))
+
+
+@pytest.mark.parametrize(("name", "line"), FRAGMENTS)
+def test_keys_of_a_sweep_are_keys(name, line):
+    assert read_fragment(line)
+
+
+def test_keys_are_found_and_another_is_refused():
+    assert {name for name, _ in FRAGMENTS} >= {"docs/baselines.md", "docs/faults.md"}
+    with pytest.raises(ValueError, match="method"):
+        read_fragment("methods: [entropi]")
+    with pytest.raises(ValueError, match="worker"):
+        read_fragment("worker: 4")
 
 
 COMMANDS = [(name, line, words) for name, page in PAGES.items() for line, words in doc_snippets.commands(page)]
