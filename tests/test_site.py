@@ -1,8 +1,12 @@
 """The site of docs/: what breaks its build, which files of the repository come into it, what a browser says of it."""
 
+import base64
 import functools
+import html
 import http.server
+import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -34,7 +38,8 @@ def site(tmp_path):
     settings["nav"] = ["index.md", "other.md", "repository/results/table.md"]
     for folder in ("docs", "results", "sweeps"):
         (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / "docs" / "site_links.py", tmp_path / "docs")
+    for hook in (ROOT / "docs").glob("*.py"):
+        shutil.copy(hook, tmp_path / "docs")
     (tmp_path / "docs" / "index.md").write_text(INDEX)
     (tmp_path / "docs" / "other.md").write_text(OTHER)
     (tmp_path / "tool.py").write_text("print()\n")
@@ -64,7 +69,40 @@ def test_linked_files_of_the_repository_come_into_the_site(site):
     assert 'href="../../other.html#part"' in (built / "repository/results/table.html").read_text()
     assert 'href="sweeps/one.yaml"' in (built / "repository/sweeps.html").read_text()
     assert (built / "repository/sweeps/one.yaml").read_bytes() == (site.folder / "sweeps/one.yaml").read_bytes()
-    assert not (built / "site_links.py").exists()
+    assert not list(built.rglob("site_*.py"))
+
+
+def test_notebooks_become_pages_with_their_output(site):
+    dot = (ROOT / "docs" / "pairs.png").read_bytes()
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["\x1b[31mone\x1b[0m\n", "two\n"]},
+        {
+            "output_type": "display_data",
+            "data": {"image/png": base64.b64encode(dot).decode(), "text/plain": ["<Image>"]},
+        },
+        {"output_type": "execute_result", "data": {"text/plain": "42"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# A first picture\n", "\n", "see [results](../results/table.md)"]},
+        {"cell_type": "code", "source": "print('[code](of it)')", "outputs": outputs},
+        {"cell_type": "code", "source": "", "outputs": []},
+    ]
+    (site.folder / "notebooks").mkdir()
+    (site.folder / "notebooks" / "first.ipynb").write_text(json.dumps({"cells": cells}))
+    (site.folder / "docs" / "index.md").write_text(f"{INDEX}\n<!-- list of notebooks -->\n")
+    assert site()
+    built = site.folder / "site"
+    assert '<a href="repository/notebooks/first.html">A first picture</a>' in (built / "index.html").read_text()
+    page = (built / "repository/notebooks/first.html").read_text()
+    assert 'href="../results/table.html"' in page
+    assert "[code](of it)" in html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert "one\ntwo" in page
+    assert "42" in page
+    assert 'src="first-1.png"' in page
+    assert (built / "repository/notebooks/first-1.png").read_bytes() == dot
+    cells[0]["source"].append("[gone](gone.md)")
+    (site.folder / "notebooks" / "first.ipynb").write_text(json.dumps({"cells": cells}))
+    assert not site()
 
 
 @pytest.mark.parametrize(
