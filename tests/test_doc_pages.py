@@ -74,7 +74,34 @@ def test_the_python_of_a_page_runs(name, model, use, place, smallest):
         save_variant(smallest, place / "org" / "name")
     if name == "docs/howto-study.md":
         save_run(place / "runs" / "first")
-    doc_snippets.run_page(PAGES[name], **given)
+    scope: dict[str, Any] = doc_snippets.run_page(PAGES[name], **given)
+    CHECKS.get(name, lambda scope: None)(scope)
+
+
+def check_readme(scope):
+    assert scope["out"].images.shape == (1, 128, 192, 3)
+    assert len(scope["report"].layers) > 0
+
+
+def check_checkpoint(scope):
+    assert scope["out"].images.shape == (4, 64, 192, 3)
+    assert scope["changed"] > 0
+    assert {file.name for file in Path().glob("banner-*.png")} == {"banner-0.png", "banner-1.png"}
+
+
+def check_codebase(scope):
+    """Tokens and multipliers are those that the comments say, of the paper at 224x224 (Eq. 7)."""
+    assert (scope["train"], scope["now"]) == ((4096, 1024, 256, 64), (784, 196, 49, 16))
+    assert [round(8 * scale, 3) for scale in scope["scales"]] == [0.895, 0.873, 0.838, 0.816]
+    assert [row.tokens for row in scope["report"].at(8, 12)] == [96]
+    assert np.isfinite(scope["pixels"]).all()
+
+
+CHECKS = {
+    "README.md": check_readme,
+    "docs/howto-checkpoint.md": check_checkpoint,
+    "docs/howto-codebase.md": check_codebase,
+}
 
 
 def save_variant(model: Path, out: Path) -> None:
@@ -222,9 +249,10 @@ def entscale(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
 
 
 def save_sweep(place: Path) -> None:
-    """The files that commands of docs/howto-study.md and of the README read."""
+    """The files that commands of docs/howto-study.md and of the README read; drawn in fewer steps than there."""
     (sweep,) = doc_snippets.blocks(PAGES["docs/howto-study.md"], "yaml")
-    (place / "first.yaml").write_text(sweep.text)
+    assert "steps: 25" in sweep.text
+    (place / "first.yaml").write_text(sweep.text.replace("steps: 25", "steps: 2"))
     shutil.copytree(ROOT / "sweeps", place / "sweeps")
 
 
