@@ -18,7 +18,7 @@ LEGACY_STAMP := $(LEGACY_VENV)/.installed
 CONSTRAINED := 3.11
 # Bytecode is written when a module is first imported: compiling everything at installation takes a minute more.
 PIP_INSTALL := -m pip install -qq --progress-bar off --disable-pip-version-check --no-compile
-EVERYTHING := .[all,dev]
+EVERYTHING := .[all,dev,docs]
 LEGACY := .[legacy,legacy-dev]
 unexport PYTHONDONTWRITEBYTECODE
 # Tests compile for most of their time, which takes one core a process.
@@ -26,7 +26,7 @@ TEST_PROCESSES ?= 2
 PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy setup-browser sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy setup-browser docs sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,11 +113,15 @@ test-full: $(STAMP) $(LEGACY_STAMP) ## Run every test, compiled with all optimis
 	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -m "not hub"
 	@JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(LEGACY_BIN)/pytest -m "not hub" tests/legacy
 
-check: $(STAMP) ## The gate: formatting, lint, types, import direction, tests
+docs: $(STAMP) ## Build the documentation into site/, warnings being errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: $(STAMP) ## The gate: formatting, lint, types, import direction, documentation, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory test
 
 format: $(STAMP) ## Format the code and mend what lint can mend
@@ -125,5 +129,5 @@ format: $(STAMP) ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
 
 clean: ## Remove both environments, caches and build products; runs/ stays
-	rm -rf $(VENV) $(LEGACY_VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LEGACY_VENV) build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,8 +41,11 @@ from .weights.placement import Placement, under
 from .weights.tokenizer import Tokenizer
 
 Rule = Scaling | ScaleRule | str | Mapping[str, object]
+"""What `Scaling.of` takes: a rule's name, or `{"rule": "fixed", "multiplier": 0.8}`."""
 SamplerChoice = str | Mapping[str, Any]
+"""A sampler's name, or a mapping with `name` and options as diffusers names them."""
 EntropyChoice = TrainEntropy | Mapping[str, float] | str | Path
+"""E_T of each layer in nats, by its name, or the file that `entscale calibrate` wrote."""
 
 
 @dataclass(frozen=True)

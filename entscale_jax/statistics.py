@@ -20,7 +20,9 @@ class Interval:
     mean: float
     low: float
     high: float
+    """Bounds at the level `LEVEL`."""
     count: int
+    """Values, of pictures as a rule."""
 
     @property
     def holds_zero(self) -> bool:

@@ -47,13 +47,13 @@ def text_files() -> list[Path]:
 
 
 def test_extras_are_those_that_the_install_commands_name():
-    assert set(EXTRAS) == {"sweep", "cloud", "parity", "train", "report", "cuda", "tpu", "dev", "all", *LEGACY}
+    assert set(EXTRAS) == {"sweep", "cloud", "parity", "train", "report", "cuda", "tpu", "dev", "docs", "all", *LEGACY}
 
 
 def test_all_holds_every_extra_that_runs_on_any_machine():
     (everything,) = (Requirement(text) for text in EXTRAS["all"])
     assert everything.name == PROJECT["name"]
-    assert everything.extras == set(EXTRAS) - {"cuda", "tpu", "dev", "all"} - LEGACY
+    assert everything.extras == set(EXTRAS) - {"cuda", "tpu", "dev", "docs", "all"} - LEGACY
 
 
 def test_core_installs_no_framework_of_an_extra():

@@ -29,7 +29,9 @@ class KernelDistance:
     """The mean over subsets and their standard deviation, which is that of one subset and no interval of the mean."""
 
     mean: float
+    """MMD², unbiased, so that it may be below 0."""
     deviation: float
+    """Of one subset."""
     subsets: int
     subset_size: int
 

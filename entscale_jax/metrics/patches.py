@@ -35,6 +35,7 @@ class Crops:
 
     height: int
     width: int
+    """In pixels."""
     places: Places = Places.GRID
     per_picture: int | None = None
     """At random; as many as the area holds if None."""

@@ -18,7 +18,7 @@ from .sampler import Latents, Memory, Sampler
 Context = Float[Array, "batch text features"] | Conditioning
 """Text states, with what SDXL and super-resolution want beside them."""
 Strength = float | Float[Array, ""] | Float[Array, "batch"]
-
+"""Of guidance: one for all pictures, or one each."""
 
 State = tuple[Latents, Memory]
 """Latents with what their sampler carries beside them."""
@@ -90,7 +90,9 @@ def denoise(
 ) -> tuple[Latents, Measured]:
     """`sample`, and with `measure_entropy` the mean entropy and logit gap of each self-attention layer.
 
-    Args, beside those of `sample`:
+    Arguments that `sample` names are as there.
+
+    Args:
         unconditional: text states to guide away from; None draws without guidance, at half the cost.
         guidance: strength of classifier-free guidance, for all pictures or one each. 1 has no effect.
         guidance_rescale: how far the guided output is brought back to the deviation of the caption's own, 0 to 1:

@@ -288,21 +288,31 @@ class SweepSpec(_Strict):
     """A sweep as its author wrote it. Sizes are (width, height) in pixels."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Of the run, whose folder is `runs/NAME` where none is given."""
     models: Annotated[tuple[Caption, ...], BeforeValidator(_tuple)]
+    """Folders, hub ids or `scenes`; in YAML `model:` for a single one."""
     sizes: Annotated[tuple[Size, ...], BeforeValidator(_tuple)]
+    """Each WIDTHxHEIGHT in YAML."""
     methods: Annotated[tuple[MethodField, ...], BeforeValidator(_tuple)]
+    """A rule's name or a baseline's, `{rule: fixed, multiplier: 0.8}`, or `{baseline: NAME}` with its options."""
     prompts: Prompts
+    """A list of captions, a file with one a line, or a table that says where to take them from."""
     seeds: Seeds = (0,)
+    """Every caption is drawn with each, or with one of its own: `{first: 0}`."""
     limits: dict[str, Count] | None = None
     """Method -> how many pairs of caption and seed, the first ones, are drawn by it; the others draw all."""
     sampler: Sampler = Sampler()
+    """`{name: ddim, steps: 25, guidance: 2.0}`."""
     batch: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
+    """Pictures of a call."""
     metrics: Annotated[
         tuple[Annotated[Metric, BeforeValidator(_metric)], ...],
         BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
     ] = ()
+    """What is measured of each picture."""
     extractors: Extractors | None = None
     train_size: Size | None = None
+    """Where a model's config does not say it right."""
     workers: Annotated[Literal["auto"] | int, BeforeValidator(_count_or_auto)] = "auto"
     device: Device = Device()
     sharding: Annotated[Sharding, BeforeValidator(_sharding)] = Sharding.NONE

@@ -14,6 +14,7 @@ from ..errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Placement = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+"""Where parameters go: one sharding for all, a function of name and shape, or the default device."""
 _THREADS = 4
 
 
