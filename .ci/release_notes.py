@@ -25,6 +25,7 @@ def built_versions(dist: Path) -> set[str]:
 
 
 def main(tag: str, changelog: str, dist: str, notes: str) -> None:
+    """Writes the notes of the release of `tag`, of which `dist` holds the wheel and the sdist."""
     version = tag.removeprefix("v")
     built = built_versions(Path(dist))
     if built != {version}:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-OF_EXTRAS = {"torch", "diffusers", "ray", "pyarrow", "optax", "matplotlib", "jinja2"}
+OF_EXTRAS = {"torch", "diffusers", "ray", "pyarrow", "matplotlib", "jinja2"}  # not optax, which Flax brings along
 SWEEP = """\
 cluster_name: smoke
 provider: {type: local, head_ip: 127.0.0.1, worker_ips: []}
