@@ -10,12 +10,12 @@ TABLES := scenes_fid scenes_kid scenes_patch_fid scenes_clip objects_exact objec
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # The last diffusers and transformers with Flax, beside which the newest can't be installed.
-LEGACY_VENV ?= .venv-legacy
+LEGACY_VENV ?= $(VENV)-legacy
 LEGACY_BIN := $(LEGACY_VENV)/bin
 LEGACY_STAMP := $(LEGACY_VENV)/.installed
 
-# Constraints were tested with this Python only; another one resolves the ranges of pyproject.toml.
-CONSTRAINED := 3.11
+# Constraints were tested with these Pythons only; another one resolves the ranges of pyproject.toml.
+CONSTRAINED := 3.11 3.12
 # Bytecode is written when a module is first imported: compiling everything at installation takes a minute more.
 PIP_INSTALL := -m pip install -qq --progress-bar off --disable-pip-version-check --no-compile
 EVERYTHING := .[all,dev,docs]
@@ -26,12 +26,12 @@ TEST_PROCESSES ?= 2
 PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy setup-browser docs sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check format clean
+.PHONY: help setup setup-legacy setup-browser docs sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check dist smoke release-notes format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make .venv with everything in it (another Python: make setup PYTHON=python3.12 VENV=.venv312)
+setup: $(STAMP) ## Make .venv with everything in it (another Python, of this and any target: PYTHON=python3.12 VENV=.venv312)
 
 setup-legacy: $(LEGACY_STAMP) ## Make .venv-legacy, with diffusers 0.39 and transformers 4.57, the last that had Flax
 
@@ -52,7 +52,7 @@ define install
 	@test -x $(1)/bin/python || { echo "Making $(1) with $(PYTHON)"; $(PYTHON) -m venv $(1); }
 	@echo "Installing into $(1): some minutes the first time"
 	@version=$$($(1)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	if [ "$$version" = "$(CONSTRAINED)" ]; then constraints="-c $(2)"; fi; \
+	case " $(CONSTRAINED) " in *" $$version "*) constraints="-c $(2)";; esac; \
 	$(1)/bin/python $(PIP_INSTALL) $$constraints -e '$(3)'
 	@touch $@
 endef
@@ -119,10 +119,21 @@ docs: $(STAMP) ## Build the documentation into site/, warnings being errors
 check: $(STAMP) ## The gate: formatting, lint, types, import direction, documentation, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory test
+
+dist: $(STAMP) ## Build the sdist, from it the wheel, both into dist/, and check what they hold
+	@rm -rf dist
+	@$(BIN)/python -W ignore -m build --no-isolation
+	@$(BIN)/check-wheel-contents dist
+
+smoke: dist ## Install what is in dist/ into empty environments and use it: minutes
+	@$(BIN)/python tests/release/smoke.py dist
+
+release-notes: $(STAMP) ## Take the changelog of TAG, the version of what is in dist/, into build/release-notes.md
+	@$(BIN)/python .ci/release_notes.py "$(TAG)" CHANGELOG.md dist build/release-notes.md
 
 format: $(STAMP) ## Format the code and mend what lint can mend
 	$(BIN)/ruff check --fix-only --quiet .

@@ -3,12 +3,13 @@
 from . import baselines
 from .attention import EntropyScaledAttention, attention_entropy, dot_product_attention
 from .buckets import Bucket, token_counts
+from .environment import own_version
 from .errors import UserError
 from .pipeline import Output, TextToImage
 from .sampling import DDIM, PNDM, DPMSolver, Euler, EulerAncestral, sample
 from .scales import ScaleRule, Scaling, attention_scale
 
-__version__ = "0.1.0"
+__version__ = own_version()
 
 __all__ = [
     "DDIM",

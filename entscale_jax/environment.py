@@ -5,13 +5,31 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+_DISTRIBUTION = "entscale-jax"
+
+
+def own_version() -> str:
+    """The version of this package that was installed.
+
+    A checkout that is used in place goes on after its installation, so the commit of that time would be told of others:
+    `+checkout` stands there instead, and `commit` knows. Files that were never installed are `0+unknown`.
+    """
+    try:
+        installed = metadata.distribution(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+    package = Path(__file__).resolve().parent
+    if Path(str(installed.locate_file(package.name))).resolve() == package:
+        return installed.version
+    return f"{installed.version.partition('+')[0]}+checkout"
+
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Versions of those of `packages` that are installed."""
     found = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            found[name] = own_version() if name == _DISTRIBUTION else metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from .baselines import METHODS, Baseline, Method, Upscale, read_baseline
+from .environment import versions
 from .errors import UserError
 from .pipeline import Output, TextToImage
 from .png import png_bytes
@@ -143,15 +143,8 @@ def _record(job: Job, pipe: TextToImage, method: Method, index: int, size: str) 
         "sampler": json.dumps(
             {"name": pipe.info.sampler(job.sampler).name, "steps": job.steps, "guidance": job.guidance}
         ),
-        "versions": json.dumps({name: _version(name) for name in ("entscale-jax", "jax", "flax")}),
+        "versions": json.dumps(versions(("entscale-jax", "jax", "flax"))),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _write(file: Path, content: bytes) -> None:

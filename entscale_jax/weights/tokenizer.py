@@ -1,9 +1,11 @@
 """Captions to token ids, by the tokenizer files in a model's folder."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from jaxtyping import Int32
@@ -25,8 +27,7 @@ class Tokenizer:
     """A tokenizer as diffusers' pipelines use it: a fixed length, padded, and cut with a warning where too long."""
 
     def __init__(self, folder: Path, length: int, kind: TokenizerKind = TokenizerKind.CLIP):
-        import transformers  # takes a second or two
-
+        transformers = _transformers()
         # transformers makes a tokenizer that knows no word of a folder that holds none.
         names = ("tokenizer.json", _VOCABULARIES[kind])
         if not any((folder / name).is_file() for name in names):
@@ -58,3 +59,18 @@ class Tokenizer:
             warnings.warn(
                 f"the text encoder reads {self.length} tokens, the rest is cut: {rest!r} of {caption!r}", stacklevel=4
             )
+
+
+def _transformers() -> ModuleType:
+    """The library, of which only tokenizers are used: that it has no models without PyTorch goes unsaid."""
+    logger = logging.getLogger("transformers")
+    logger.addFilter(_other_than_of_models)
+    try:
+        import transformers  # takes a second or two
+    finally:
+        logger.removeFilter(_other_than_of_models)
+    return transformers
+
+
+def _other_than_of_models(record: logging.LogRecord) -> bool:
+    return "Models won't be available" not in record.getMessage()

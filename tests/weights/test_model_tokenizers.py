@@ -1,5 +1,7 @@
 """Captions become the ids that transformers' own tokenizers give, and what is cut from a caption is quoted."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -81,3 +83,22 @@ def test_a_folder_without_a_vocabulary_is_named(folders, kind, tmp_path):
             Tokenizer(folder, 9, kind)
         assert str(folder) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_said_of_models_where_pytorch_is_missing(folders):
+    """Only that goes unsaid: transformers itself, imported first, does say it."""
+    hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *p: None if n == 'torch' else f(n, *p)"
+    folder = str(folders[TokenizerKind.CLIP])
+    ours = f"from entscale_jax.weights.tokenizer import Tokenizer; Tokenizer(Path({folder!r}), 8)"
+    said = {
+        name: subprocess.run(
+            [sys.executable, "-c", "\n".join(["from pathlib import Path", hide, line])],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        ).stderr
+        for name, line in (("ours", ours), ("transformers", "import transformers"))
+    }
+    assert "Models won't be available" in said["transformers"]
+    assert said["ours"] == ""
