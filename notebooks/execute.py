@@ -21,8 +21,6 @@ LIMIT = 600
 """Seconds that a cell may take before the notebook is given up."""
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 LANGUAGE = {"language_info": {"name": "python"}}
-QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}
-"""Of ipywidgets, which `pip install jupyter` brings and the tools of development do without."""
 
 
 def main() -> None:
@@ -59,7 +57,7 @@ def execute(path: Path, folder: Path, environment: Mapping[str, str] | None = No
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    return client.execute(env={**os.environ, **QUIET, **(environment or {})})
+    return client.execute(env={**os.environ, **(environment or {})})
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:
