@@ -93,7 +93,7 @@ def leftovers(mark):
     for process in psutil.process_iter():
         try:
             if process.environ().get("ENTSCALE_NOTEBOOK") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.name())
+                found.append(process)
         except psutil.Error:
             continue
     return found
@@ -167,6 +167,15 @@ def test_the_checks_see_what_is_wrong(tmp_path):
     assert say_the_same("a  +0.62 15%", "a +0.61  14%")
     assert not say_the_same("a +0.62 15%", "a +0.62 25%")
     assert not say_the_same("a +0.62 15%", "b +0.62 15%")
+
+
+def test_a_process_that_stays_is_found(tmp_path):
+    mark = uuid.uuid4().hex
+    command = "[sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True"
+    path = written(tmp_path, f"import subprocess, sys; process = subprocess.Popen({command})")
+    SCRIPT["execute"](path, tmp_path, {"ENTSCALE_NOTEBOOK": mark})
+    (process,) = leftovers(mark)
+    process.kill()
 
 
 def test_a_cell_that_fails_is_an_error(tmp_path):
