@@ -68,6 +68,7 @@ def clean(notebook: NotebookNode) -> NotebookNode:
         for output in cell.get("outputs", []):
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = pack(output.data["image/png"])
+                output.data.pop("image/jpeg", None)  # the same picture again, of Pillow's
     return notebook
 
 

@@ -83,7 +83,8 @@ def without_pictures(notebook):
     """The JSON of a notebook, less the bytes of pictures, in which any letters may come together."""
     bare = nbformat.from_dict(notebook)
     for _, output in outputs(bare):
-        output.get("data", {}).pop("image/png", None)
+        for kind in [kind for kind in output.get("data", {}) if kind.startswith("image/")]:
+            del output.data[kind]
     return nbformat.writes(bare)
 
 
