@@ -26,7 +26,7 @@ TEST_PROCESSES ?= 2
 PARALLEL := -n $(TEST_PROCESSES) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-legacy setup-browser docs sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check dist smoke release-notes format clean
+.PHONY: help setup setup-legacy setup-browser docs notebooks sweep scenes-study scenes-calibrated tables figures scenes-measure parity parity-full test-hub test test-full check dist smoke release-notes format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ scenes-measure: $(STAMP) ## Measure the built-in model itself for docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.sharpness docs/scenes.md
 	@$(BIN)/python -m entscale_jax.parity.float16 docs/scenes.md
 	@$(BIN)/python -m entscale_jax.scenes.detector docs/scenes.md
+
+notebooks: $(STAMP) ## Execute the notebooks again, in place: two minutes
+	@$(BIN)/python notebooks/execute.py
 
 parity: $(STAMP) ## Compare every family with PyTorch for docs/parity.md and the README: minutes a model
 	@$(BIN)/python -m entscale_jax.parity.document docs/parity.md README.md
