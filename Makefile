@@ -74,12 +74,12 @@ tables: $(STAMP) ## Draw the paper's tables on the built-in model for docs/table
 	@$(BIN)/entscale tables runs/tables --reference runs/tables-reference --measure scenes_patch_fid \
 		$(TABLES:%=--only %) --document docs/tables.md
 	@$(BIN)/entscale tables runs/tables-cost --only seconds --only memory --document docs/tables.md --section cost
-	@$(BIN)/python -m entscale_jax.reports.spot_cells runs/tables tests/data/spot_cells
+	@$(BIN)/python -m entscale_jax.reports.paper.spot_cells runs/tables tests/data/spot_cells
 
 figures: $(STAMP) ## Draw the paper's figures on the built-in model for docs/figures.md, going on where it was stopped: minutes
 	@$(BIN)/entscale sweep sweeps/figures.yaml --out runs/figures
 	@$(BIN)/entscale sweep sweeps/figures-entropy.yaml --out runs/figures-entropy
-	@$(BIN)/python -m entscale_jax.reports.figures_document docs/figures.md runs/figures runs/figures-entropy
+	@$(BIN)/python -m entscale_jax.reports.sheets.figures_document docs/figures.md runs/figures runs/figures-entropy
 
 scenes-calibrated: $(STAMP) ## Measure what rule calibrated does beside the other two, for docs/scenes.md: an hour or two
 	@$(BIN)/entscale sweep sweeps/scenes-study-calibrated-entropy.yaml --out $(CALIBRATED)/entropy

@@ -24,7 +24,7 @@ from entscale_jax.sweep import plan_sweep
 from entscale_jax.sweep.api import Sweep
 from entscale_jax.sweep.cell_writer import cell_row, image_name
 from entscale_jax.sweep.compaction import PART_ROWS
-from entscale_jax.sweep.parts import encode, samples_name, samples_table
+from entscale_jax.sweep.storage.parts import encode, samples_name, samples_table
 from entscale_jax.sweep.tables import write_tables
 
 OUT = Path(__file__).parent / "results"

@@ -375,7 +375,7 @@ def test_a_missing_extra_is_named(entscale, monkeypatch, tmp_path):
     def absent(**_):
         raise ModuleNotFoundError("No module named 'jinja2'", name="jinja2")
 
-    monkeypatch.setattr(cli, "app", absent)
+    monkeypatch.setattr(cli.application, "app", absent)
     refused(entscale("report", tmp_path), "jinja2 is not installed: pip install 'entscale-jax[report]'")
 
 

@@ -8,7 +8,7 @@ from .. import __version__
 from ..errors import UserError
 from ..scales import LevelMultiplier, multiplier_text
 from ..statistics import RESAMPLES, interval, signed
-from .entropy_runs import entropy_studies, paper_figures
+from .entropy.entropy_runs import entropy_studies, paper_figures
 from .figures import entropy_figure, objects_figure
 from .gallery import galleries
 from .levels import find_levels

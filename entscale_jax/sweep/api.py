@@ -16,6 +16,7 @@ from ..baselines import Upscale
 from ..errors import UserError
 from ..weights.folder import ModelInfo, describe
 from ..weights.upscaler_folder import UpscalerInfo, describe_upscaler
+from .cluster.ray_environment import LOCAL, choose_address, prepare_local, prepare_token
 from .dry_run import show_plan
 from .events import Event, Observer, make_event, tell_all
 from .executor import Executor
@@ -23,7 +24,6 @@ from .interrupts import Interrupts
 from .plan import Plan, Task, make_plan
 from .progress import RunProgress
 from .prompts import resolve_prompts
-from .ray_environment import LOCAL, choose_address, prepare_local, prepare_token
 from .recorder import Recorder, bucket_name
 from .run_spec import check_same, describe_calibrated, dump_spec
 from .runner import Runner, Stop, WorkersGone
@@ -283,8 +283,8 @@ def _with_ray(address: str | None, **options: Any) -> OpenExecutor:
             prepare_token(os.environ)
         with _driver_off_devices():
             try:
-                from .ray_executor import RayExecutor, connected
-                from .ray_nodes import await_nodes
+                from .cluster.ray_executor import RayExecutor, connected
+                from .cluster.ray_nodes import await_nodes
             except ImportError as error:
                 raise UserError(f"a sweep needs Ray ({error}): install entscale-jax[sweep]") from error
             with connected(where):

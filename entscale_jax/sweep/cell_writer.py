@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import UserError
 from .executor import Drawn, Failure, Result
-from .files import PatientFiles
 from .plan import Cell, Task
+from .storage.files import PatientFiles
 
 Row = dict[str, Any]
 _CELLS_AT_ONCE = 8

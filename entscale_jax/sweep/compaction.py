@@ -11,8 +11,8 @@ from typing import Any
 
 from ..errors import UserError
 from .cell_writer import Row, row_name
-from .files import PatientFiles
-from .parts import (
+from .storage.files import PatientFiles
+from .storage.parts import (
     decode,
     encode,
     entropy_name,

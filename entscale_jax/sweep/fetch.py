@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .files import Entry, PatientFiles
-from .places import is_uri, open_files
+from .storage.files import Entry, PatientFiles
+from .storage.places import is_uri, open_files
 
 _FOLDERS = ("images", "rows", "entropy", "features", "samples", "events", "")
 """In the order they are brought: a row after its image, a part after its entropy, the tables and the spec last."""

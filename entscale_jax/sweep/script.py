@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .api import run_sweep
-from .places import is_uri
+from .storage.places import is_uri
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """The cluster's configuration as Ray resolved it, on the head node. It is JSON, and `metadata` is in it as written."""

@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..scales import ScaleRule, Scaling
 from ..train_entropy import TrainEntropy
 from ..yaml_file import Document, Place, read_yaml
-from .nodes import promised_nodes
+from .cluster.nodes import promised_nodes
 from .spec_paths import input_path
 
 _METHOD = ("rule", "multiplier", "train_entropy")

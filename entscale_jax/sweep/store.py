@@ -18,11 +18,11 @@ from .cell_writer import Row, cell_row, dump_json, image_name, row_name, store_c
 from .compaction import Compaction
 from .events import NAME as EVENTS
 from .events import Event, EventLog, ObjectLog, Observer, parse_events, read_events
-from .files import PatientFiles, write_whole
-from .lease import Lease, held_message, leased
-from .parts import SAMPLES, decode, samples_name
-from .places import open_files
 from .plan import Cell
+from .storage.files import PatientFiles, write_whole
+from .storage.lease import Lease, held_message, leased
+from .storage.parts import SAMPLES, decode, samples_name
+from .storage.places import open_files
 
 __all__ = ["Outcome", "Row", "RunFolder", "cell_row", "read_json", "write_json", "write_whole"]
 

@@ -25,12 +25,12 @@ from rich.console import Console
 from ..errors import UserError
 from ..yaml_file import read_yaml
 from .api import run_sweep
-from .nodes import promised_nodes
-from .places import is_uri, open_files
+from .cluster.nodes import promised_nodes
+from .cluster.ray_environment import prepare_token
 from .prompts import resolve_prompts
-from .ray_environment import prepare_token
 from .run_spec import SpecDumper, check_same
 from .spec import SweepFile, read_sweep
+from .storage.places import is_uri, open_files
 from .store import RunFolder
 
 JOBS = "http://127.0.0.1:8265"

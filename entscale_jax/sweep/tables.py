@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..row_choice import choose_rows
-from .parts import (
+from .plan import Cell
+from .storage.parts import (
     ENTROPY,
     POSITION,
     SAMPLES,
@@ -25,7 +26,6 @@ from .parts import (
     samples_name,
     samples_table,
 )
-from .plan import Cell
 from .store import RunFolder
 
 if TYPE_CHECKING:

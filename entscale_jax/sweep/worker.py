@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import UserError
 from .cell_writer import store_result
 from .executor import Failure, Result
-from .places import open_files
 from .plan import Task
 from .spec import Extractors, Metric, Sharding
+from .storage.places import open_files
 
 
 class Worker:

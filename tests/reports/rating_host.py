@@ -6,9 +6,9 @@ import threading
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from entscale_jax.reports.rating_order import rated_pairs
-from entscale_jax.reports.rating_server import open_server
-from entscale_jax.reports.rating_session import RatingSession
+from entscale_jax.reports.rating.rating_order import rated_pairs
+from entscale_jax.reports.rating.rating_server import open_server
+from entscale_jax.reports.rating.rating_session import RatingSession
 from entscale_jax.reports.run_folder import read_run
 
 

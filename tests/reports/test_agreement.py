@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from entscale_jax.reports.agreement import Metric, krippendorff_alpha
+from entscale_jax.reports.rating.agreement import Metric, krippendorff_alpha
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability", 2011, section D: four observers, twelve units.
 FOUR_OBSERVERS = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from entscale_jax.errors import UserError
-from entscale_jax.reports.answers import Answer, AnswerFile, rater_name, read_answers, scores_of
+from entscale_jax.reports.rating.answers import Answer, AnswerFile, rater_name, read_answers, scores_of
 
 TIME = "2026-11-26T12:00:00+00:00"
 

@@ -8,12 +8,12 @@ import yaml
 from synthetic_run import SyntheticRun
 
 from entscale_jax.errors import UserError
-from entscale_jax.reports.calibrated_section import LevelEntropy, level_entropies, write_calibrated
 from entscale_jax.reports.html import write_report
 from entscale_jax.reports.levels import find_levels
-from entscale_jax.reports.merge import merge_runs
 from entscale_jax.reports.records import Size
 from entscale_jax.reports.run_folder import read_run
+from entscale_jax.reports.studies.calibrated_section import LevelEntropy, level_entropies, write_calibrated
+from entscale_jax.reports.studies.merge import merge_runs
 from entscale_jax.scenes.captions import balanced_captions
 
 RULES = ("original", "entropy", "calibrated")

@@ -37,7 +37,9 @@ def test_tables_values_figures_and_section_are_those_of_the_pipeline(
     entscale, tiny, tiny_folder, tmp_path, monkeypatch
 ):
     # Opened already, so that what is drawn here for comparison runs a program that is compiled.
-    monkeypatch.setattr("entscale_jax.reports.entropy_command.TextToImage.from_pretrained", lambda *_, **__: tiny)
+    monkeypatch.setattr(
+        "entscale_jax.reports.entropy.entropy_command.TextToImage.from_pretrained", lambda *_, **__: tiny
+    )
     (tmp_path / "method.md").write_text(TEXT)
     (tmp_path / "captions.txt").write_text("a red circle\n\na blue square\na green triangle\n")
     options = ("--sizes", "16x16,48x32", "--rules", "entropy", "--prompts", "captions.txt", "--count", 2)
@@ -147,5 +149,5 @@ def test_an_unknown_model_and_one_without_captions(entscale, tiny_folder):
 
 
 def test_a_rule_has_its_multiplier():
-    assert cli._rule("fixed:0.8") == Scaling.of({"rule": "fixed", "multiplier": 0.8})
-    assert cli._rule("entropy") == Scaling.of("entropy")
+    assert read_rule("fixed:0.8") == Scaling.of({"rule": "fixed", "multiplier": 0.8})
+    assert read_rule("entropy") == Scaling.of("entropy")

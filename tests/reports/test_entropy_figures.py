@@ -9,8 +9,8 @@ from synthetic_run import SyntheticRun
 
 from entscale_jax.entropies import EntropyPoint, EntropyStudy
 from entscale_jax.reports import write_report
-from entscale_jax.reports.entropy_figures import draw_against_tokens, draw_layers
-from entscale_jax.reports.entropy_runs import entropy_studies
+from entscale_jax.reports.entropy.entropy_figures import draw_against_tokens, draw_layers
+from entscale_jax.reports.entropy.entropy_runs import entropy_studies
 from entscale_jax.reports.run_folder import read_run
 
 SIZES = ((64, 64), (96, 64), (128, 128))

@@ -13,7 +13,7 @@ from synthetic_run import SyntheticRun
 from entscale_jax import cli
 from entscale_jax.baselines import Upscale
 from entscale_jax.errors import UserError
-from entscale_jax.reports.figures_document import SHEETS, main, write_figures
+from entscale_jax.reports.sheets.figures_document import SHEETS, main, write_figures
 from entscale_jax.sweep.spec import read_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def faults(command):
 def option_faults(words):
     try:
         COMMANDS[words[0]].make_context(words[0], words[1:])
-    except cli._UsageError as error:
+    except cli.application.UsageError as error:
         return [error.format_message()]
     return []
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from synthetic_run import SyntheticRun
 
-from entscale_jax.reports.paper_tables import make_tables
-from entscale_jax.reports.published import published
+from entscale_jax.reports.paper.paper_tables import make_tables
+from entscale_jax.reports.paper.published import published
+from entscale_jax.reports.paper.table_formats import markdown
 from entscale_jax.reports.records import Size
 from entscale_jax.reports.run_folder import read_run
-from entscale_jax.reports.table_formats import markdown
 
 MIB = 2**20
 RECORDS = {

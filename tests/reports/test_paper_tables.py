@@ -13,12 +13,12 @@ from PIL import Image
 
 from entscale_jax.errors import UserError
 from entscale_jax.metrics.extractor import Extractor
-from entscale_jax.reports.paper_tables import make_tables
-from entscale_jax.reports.published import published
+from entscale_jax.reports.paper.paper_tables import make_tables
+from entscale_jax.reports.paper.published import published
+from entscale_jax.reports.paper.table_formats import as_csv, latex, markdown
+from entscale_jax.reports.paper.tables_command import Choice, write_section
 from entscale_jax.reports.records import Size
 from entscale_jax.reports.run_folder import read_run
-from entscale_jax.reports.table_formats import as_csv, latex, markdown
-from entscale_jax.reports.tables_command import Choice, write_section
 from entscale_jax.scales import Scaling
 from entscale_jax.sweep import compaction
 from entscale_jax.sweep.plan import Cell
@@ -215,7 +215,7 @@ def test_pictures_of_a_folder_or_a_parquet_file_are_the_reference(make_run, tmp_
 
 
 def test_a_stopped_look_at_pictures_goes_on(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("entscale_jax.reports.references.BATCH", 4)
+    monkeypatch.setattr("entscale_jax.reports.paper.references.BATCH", 4)
     run = read_run(make_run())
     write_pictures(tmp_path / "real")
     calls = []
@@ -235,7 +235,7 @@ def test_a_stopped_look_at_pictures_goes_on(make_run, tmp_path, monkeypatch):
         make_tables(run, tmp_path / "real", opened(11))
     done = as_csv(make_tables(run, tmp_path / "real", opened(None)))
     assert len(calls) < 11 + 24
-    monkeypatch.setattr("entscale_jax.reports.references.BATCH", 4)
+    monkeypatch.setattr("entscale_jax.reports.paper.references.BATCH", 4)
     undisturbed = read_run(make_run("undisturbed"))
     assert done == as_csv(make_tables(undisturbed, tmp_path / "real", opened(None)))
 

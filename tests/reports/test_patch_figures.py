@@ -15,11 +15,11 @@ from PIL import Image
 from entscale_jax.errors import UserError
 from entscale_jax.metrics.extractor import Extractor
 from entscale_jax.png import png_bytes
-from entscale_jax.reports import patch_figures as module
-from entscale_jax.reports.patch_figures import patch_figures
+from entscale_jax.reports.paper import patch_figures as module
+from entscale_jax.reports.paper.patch_figures import patch_figures
+from entscale_jax.reports.paper.tables_command import Choice, write_tables
 from entscale_jax.reports.records import Size
 from entscale_jax.reports.run_folder import read_run
-from entscale_jax.reports.tables_command import Choice, write_tables
 from entscale_jax.scales import Scaling
 from entscale_jax.sweep.plan import Cell
 from entscale_jax.sweep.run_spec import dump_spec
@@ -236,7 +236,7 @@ def test_a_reference_that_does_not_fit_is_told(make_run, tmp_path):
 
 
 def test_the_table_says_what_it_is_of(make_run, monkeypatch):
-    monkeypatch.setattr("entscale_jax.reports.tables_command._scenes", Seeing())
+    monkeypatch.setattr("entscale_jax.reports.paper.tables_command._scenes", Seeing())
     folder = make_run(metrics=["scenes_patch_fid"])
     text = write_tables(folder)
     assert "40 to 80 crops of 20 images a figure; compared with its own pictures at 16x16, 20 crops of 20" in text
@@ -266,7 +266,7 @@ def test_the_table_says_what_it_is_of(make_run, monkeypatch):
     ],
 )
 def test_what_can_not_be_measured_is_told(make_run, monkeypatch, choice, sizes, says):
-    monkeypatch.setattr("entscale_jax.reports.tables_command._scenes", Seeing())
+    monkeypatch.setattr("entscale_jax.reports.paper.tables_command._scenes", Seeing())
     folder = make_run(sizes=sizes, metrics=[])
     for path in (folder / "rows").glob("*.json"):
         row = json.loads(path.read_text())

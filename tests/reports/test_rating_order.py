@@ -6,7 +6,7 @@ import pytest
 from synthetic_run import SyntheticRun
 
 from entscale_jax.errors import UserError
-from entscale_jax.reports.rating_order import rated_pairs, rating_order
+from entscale_jax.reports.rating.rating_order import rated_pairs, rating_order
 from entscale_jax.reports.run_folder import read_run
 
 PROMPTS = tuple(f"caption {number}" for number in range(6))

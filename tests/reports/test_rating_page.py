@@ -4,7 +4,7 @@ import pytest
 from rating_host import serving
 from synthetic_run import SyntheticRun
 
-from entscale_jax.reports.answers import read_answers
+from entscale_jax.reports.rating.answers import read_answers
 
 HOSTILE = "<script>document.title = 'caught'</script><img src=x onerror=\"document.title = 'caught'\">"
 QUOTES = "\"' onload='x' & '</script>'"

@@ -16,8 +16,8 @@ from synthetic_run import SyntheticRun
 
 from entscale_jax import cli
 from entscale_jax.errors import UserError
-from entscale_jax.reports.answers import read_answers
-from entscale_jax.reports.rating_server import is_loopback
+from entscale_jax.reports.rating.answers import read_answers
+from entscale_jax.reports.rating.rating_server import is_loopback
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def test_the_command_says_where_and_how_far_and_stops_quietly(folder, monkeypatc
         thread.join()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("entscale_jax.reports.rating_server.RatingServer.serve_forever", serve)
+    monkeypatch.setattr("entscale_jax.reports.rating.rating_server.RatingServer.serve_forever", serve)
     monkeypatch.setattr(sys, "argv", ["entscale", "rate", str(folder), "--port", "0", "--pairs", "4"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

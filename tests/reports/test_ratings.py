@@ -8,9 +8,9 @@ import pytest
 from synthetic_run import SyntheticRun
 
 from entscale_jax.errors import UserError
-from entscale_jax.reports.agreement import Metric
-from entscale_jax.reports.paper_tables import make_tables
-from entscale_jax.reports.ratings import rating_tables, read_ratings
+from entscale_jax.reports.paper.paper_tables import make_tables
+from entscale_jax.reports.rating.agreement import Metric
+from entscale_jax.reports.rating.ratings import rating_tables, read_ratings
 from entscale_jax.reports.run_folder import read_run
 
 PROMPTS = ("one", "two", "three")

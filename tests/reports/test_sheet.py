@@ -15,9 +15,9 @@ from entscale_jax.errors import UserError
 from entscale_jax.png import read_text
 from entscale_jax.reports import write_sheet
 from entscale_jax.reports.run_folder import read_run
-from entscale_jax.reports.sheet import _draw
-from entscale_jax.reports.sheet_choice import COUNT, MOST, Choice, Scaled, choose, read_scaled
-from entscale_jax.reports.sheet_layout import Layout
+from entscale_jax.reports.sheets.sheet import _draw
+from entscale_jax.reports.sheets.sheet_choice import COUNT, MOST, Choice, Scaled, choose, read_scaled
+from entscale_jax.reports.sheets.sheet_layout import Layout
 
 CIRCLE, SQUARE = "a red circle", "a blue square"
 HOSTILE = r"<b>$\alpha$</b> & %s {0} \n ~_^#"

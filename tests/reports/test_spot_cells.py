@@ -1,6 +1,6 @@
 """Cells of the committed tables, drawn again by the sweep's own settings and a worker's own path, without Ray.
 
-`tests/data/spot_cells` was written by `python -m entscale_jax.reports.spot_cells runs/tables tests/data/spot_cells`.
+`python -m entscale_jax.reports.paper.spot_cells runs/tables tests/data/spot_cells` wrote `tests/data/spot_cells`.
 On the processor and versions that drew them pictures are equal bit for bit. Elsewhere they are within BOUND, and
 verdicts are equal; measured: 1 of 255 in 2 of 147,456 values of three pictures without XLA's optimisations, whose sums
 run in another order.
@@ -19,7 +19,7 @@ from PIL import Image
 from synthetic_run import SyntheticRun
 
 from entscale_jax.errors import UserError
-from entscale_jax.reports.spot_cells import INDEX, processor, write_spot_cells
+from entscale_jax.reports.paper.spot_cells import INDEX, processor, write_spot_cells
 
 ROOT = Path(__file__).parents[2]
 CELLS = ROOT / "tests" / "data" / "spot_cells"

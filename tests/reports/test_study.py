@@ -9,12 +9,12 @@ from PIL import Image
 from synthetic_run import SyntheticRun
 
 from entscale_jax.errors import UserError
-from entscale_jax.reports import study as study_module
-from entscale_jax.reports.merge import merge_runs
 from entscale_jax.reports.run_folder import read_run
-from entscale_jax.reports.study import Scope, make_study, scope_of, true_drawings
-from entscale_jax.reports.study_figures import short_name
-from entscale_jax.reports.study_section import write_study
+from entscale_jax.reports.studies import study as study_module
+from entscale_jax.reports.studies.merge import merge_runs
+from entscale_jax.reports.studies.study import Scope, make_study, scope_of, true_drawings
+from entscale_jax.reports.studies.study_figures import short_name
+from entscale_jax.reports.studies.study_section import write_study
 from entscale_jax.scales import Scaling
 from entscale_jax.scenes.captions import balanced_captions
 

@@ -31,12 +31,12 @@ def main(specs):
     """Prints the workers of each spec, and last what an actor gets that leaves its CPUs to Ray."""
     import ray
 
-    from entscale_jax.sweep.ray_environment import prepare_local
+    from entscale_jax.sweep.cluster.ray_environment import prepare_local
 
     prepare_local()
     import probe
 
-    from entscale_jax.sweep.ray_executor import RayExecutor
+    from entscale_jax.sweep.cluster.ray_executor import RayExecutor
     from entscale_jax.sweep.spec import SweepSpec
 
     ray.init("local", num_cpus=2, num_gpus=2, resources={"TPU": 4}, include_dashboard=False, log_to_driver=False)

@@ -8,7 +8,7 @@ from sweep_fakes import FakeExecutor
 
 from entscale_jax.sweep.cell_writer import store_result
 from entscale_jax.sweep.executor import Failed, Failure, Finished
-from entscale_jax.sweep.places import open_files
+from entscale_jax.sweep.storage.places import open_files
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "test",

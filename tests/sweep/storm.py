@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from entscale_jax.sweep.cell_writer import row_name
-from entscale_jax.sweep.places import open_files
+from entscale_jax.sweep.storage.places import open_files
 from entscale_jax.sweep.worker import Worker
 
 BEGUN = "STORM_BEGUN"

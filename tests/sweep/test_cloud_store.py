@@ -11,11 +11,12 @@ from sweep_fakes import FakeExecutor, small_plan
 from test_run_sweep import After
 
 from entscale_jax.errors import UserError
-from entscale_jax.sweep import compaction, lease, patience
+from entscale_jax.sweep import compaction
 from entscale_jax.sweep.cell_writer import cell_row, store_cell
-from entscale_jax.sweep.files import PatientFiles
-from entscale_jax.sweep.places import open_files
 from entscale_jax.sweep.status import read_status
+from entscale_jax.sweep.storage import lease, patience
+from entscale_jax.sweep.storage.files import PatientFiles
+from entscale_jax.sweep.storage.places import open_files
 from entscale_jax.sweep.store import RunFolder
 
 # Of botocore and of moto's own server.

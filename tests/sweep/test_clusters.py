@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from entscale_jax.sweep.nodes import promised_nodes
+from entscale_jax.sweep.cluster.nodes import promised_nodes
 from entscale_jax.sweep.spec import read_sweep
 from entscale_jax.sweep.submit import Way, choose_way
 

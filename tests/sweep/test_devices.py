@@ -1,7 +1,7 @@
 import pytest
 
 from entscale_jax.errors import UserError
-from entscale_jax.sweep.devices import Kind, place_workers
+from entscale_jax.sweep.cluster.devices import Kind, place_workers
 from entscale_jax.sweep.spec import Device
 
 NODES = ("n0", "n1")

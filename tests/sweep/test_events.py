@@ -169,7 +169,7 @@ def test_at_a_uri_events_are_objects_of_some_seconds_each():
 
 def test_what_ray_is_told_to_count(monkeypatch):
     pytest.importorskip("ray")
-    from entscale_jax.sweep import ray_metrics
+    from entscale_jax.sweep.cluster import ray_metrics
 
     told = []
 

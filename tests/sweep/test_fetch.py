@@ -14,7 +14,7 @@ from entscale_jax.errors import UserError
 from entscale_jax.reports.run_folder import read_run
 from entscale_jax.sweep import compaction
 from entscale_jax.sweep.fetch import fetch_run
-from entscale_jax.sweep.places import open_files
+from entscale_jax.sweep.storage.places import open_files
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 CELLS = 24

@@ -10,8 +10,8 @@ from sweep_fakes import FakeExecutor
 
 from entscale_jax.errors import UserError
 from entscale_jax.sweep.fetch import fetch_run
-from entscale_jax.sweep.places import open_files
 from entscale_jax.sweep.status import read_status
+from entscale_jax.sweep.storage.places import open_files
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 

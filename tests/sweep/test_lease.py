@@ -9,10 +9,10 @@ import pytest
 from s3_server import Between
 
 from entscale_jax.errors import UserError
-from entscale_jax.sweep import lease as module
-from entscale_jax.sweep.files import PatientFiles
-from entscale_jax.sweep.lease import Lease, leased
-from entscale_jax.sweep.places import open_files
+from entscale_jax.sweep.storage import lease as module
+from entscale_jax.sweep.storage.files import PatientFiles
+from entscale_jax.sweep.storage.lease import Lease, leased
+from entscale_jax.sweep.storage.places import open_files
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def test_after_the_first_ended_the_second_need_not_wait(files, monkeypatch):
 def test_a_holder_that_is_gone_from_this_machine_is_not_waited_for(files, monkeypatch):
     monkeypatch.setattr(module, "LEASE_SECONDS", 1000.0)
     code = (
-        "import os, sys; from entscale_jax.sweep.places import open_files; from entscale_jax.sweep.lease import Lease\n"
+        "import os, sys\n"
+        "from entscale_jax.sweep.storage.lease import Lease\n"
+        "from entscale_jax.sweep.storage.places import open_files\n"
         "Lease(open_files(sys.argv[1])).take(); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, files.place], check=False, timeout=60)

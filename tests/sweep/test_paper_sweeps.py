@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from entscale_jax.reports.published import published
+from entscale_jax.reports.paper.published import published
 from entscale_jax.reports.records import Size
 from entscale_jax.sweep.spec import read_sweep
 

@@ -10,7 +10,7 @@ from test_run_sweep import CELLS, After, _rows, _same
 from entscale_jax.reports.run_folder import read_run
 from entscale_jax.row_choice import choose_rows
 from entscale_jax.sweep import compaction, plan_sweep, tables
-from entscale_jax.sweep.parts import decode
+from entscale_jax.sweep.storage.parts import decode
 from entscale_jax.sweep.store import RunFolder, cell_row
 
 PNG = b"\x89PNG\r\n\x1a\n....IEND\xaeB`\x82"

@@ -17,9 +17,9 @@ from sweep_fakes import FakeExecutor
 from test_run_sweep import CELLS
 
 from entscale_jax.errors import UserError
-from entscale_jax.sweep import patience
-from entscale_jax.sweep.files import LocalFiles, PatientFiles
-from entscale_jax.sweep.patience import patiently
+from entscale_jax.sweep.storage import patience
+from entscale_jax.sweep.storage.files import LocalFiles, PatientFiles
+from entscale_jax.sweep.storage.patience import patiently
 from entscale_jax.sweep.store import RunFolder
 
 

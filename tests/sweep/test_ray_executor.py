@@ -8,8 +8,8 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectStoreFullError
 
 from entscale_jax.errors import UserError
-from entscale_jax.sweep import ray_executor
-from entscale_jax.sweep.ray_executor import CLIENT_TRIES, IN_VAIN, RayExecutor
+from entscale_jax.sweep.cluster import ray_executor
+from entscale_jax.sweep.cluster.ray_executor import CLIENT_TRIES, IN_VAIN, RayExecutor
 from entscale_jax.sweep.spec import SweepSpec
 
 KEYS = {"name": "a", "models": ["m"], "sizes": ["8x8"], "methods": ["entropy"], "prompts": ["a"]}

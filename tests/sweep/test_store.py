@@ -3,7 +3,7 @@ import os
 import pytest
 from sweep_fakes import small_plan
 
-from entscale_jax.sweep import files
+from entscale_jax.sweep.storage import files
 from entscale_jax.sweep.store import RunFolder, cell_row, write_json, write_whole
 
 PNG = b"\x89PNG\r\n\x1a\n....IEND\xaeB`\x82"

@@ -17,9 +17,9 @@ from sweep_fakes import SPEC
 from entscale_jax.errors import UserError
 from entscale_jax.sweep import script
 from entscale_jax.sweep.api import run_sweep
+from entscale_jax.sweep.cluster.nodes import promised_nodes
+from entscale_jax.sweep.cluster.ray_environment import prepare_token
 from entscale_jax.sweep.events import NAME, EventLog, make_event
-from entscale_jax.sweep.nodes import promised_nodes
-from entscale_jax.sweep.ray_environment import prepare_token
 from entscale_jax.sweep.script import run_folder
 from entscale_jax.sweep.spec import read_sweep
 from entscale_jax.sweep.store import RunFolder

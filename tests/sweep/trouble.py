@@ -196,8 +196,8 @@ class Trouble:
 
 def listen(trouble):
     """Notes what the executor tells of workers that are lost and of tasks that fail, and takes a step at each wait."""
+    from entscale_jax.sweep.cluster.ray_executor import RayExecutor
     from entscale_jax.sweep.executor import Failed, Lost
-    from entscale_jax.sweep.ray_executor import RayExecutor
 
     event, wait, heard = RayExecutor._event, RayExecutor.wait, trouble.heard
 
@@ -218,7 +218,8 @@ def listen(trouble):
 
 
 def main(folder):
-    from entscale_jax.sweep import api, ray_executor, runner
+    from entscale_jax.sweep import api, runner
+    from entscale_jax.sweep.cluster import ray_executor
 
     api.describe = lambda model, train_size=None: fakes.FakeInfo(str(model))
     runner.PAUSE_SECONDS = 0.2

@@ -1,0 +1,130 @@
+"""`entscale tables`: reads a run, compares it with its reference, and writes its tables in one format."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import UserError
+from ...marks import find_section, replace_section
+from ...metrics.extractor import Extractor
+from ..records import Run
+from ..run_folder import read_run
+from .paper_table import PaperTable
+from .paper_tables import make_tables
+from .patch_figures import PATCHES
+from .table_formats import FORMATS, as_csv, latex, markdown
+
+SECTION = "tables"
+_WRITERS = dict(zip(FORMATS, (markdown, as_csv, latex), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a run's tables are made with, as the command's options say it."""
+
+    reference: Path | None = None
+    """See `paper_tables.make_tables`."""
+    column: str = "image"
+    """Of a Parquet reference, the one with the pictures."""
+    measure: tuple[str, ...] = ()
+    """Metrics to measure now of the kept pictures, of `patch_figures.PATCHES`."""
+    inception: Path | None = None
+    """File of Inception's weights for them, where the run names none."""
+    only: tuple[str, ...] = ()
+    """Metrics whose tables are wanted; all that there are if empty."""
+
+
+def write_tables(folder: Path, choice: Choice | None = None, *, form: str = "markdown") -> str:
+    """The tables of the run in `folder` as text: markdown, csv or latex.
+
+    Raises UserError for an unknown form or metric, and as `make_tables` does.
+    """
+    if form not in _WRITERS:
+        raise UserError(f"--format {form!r} is unknown: use one of {', '.join(FORMATS)}")
+    return _WRITERS[form](_tables(read_run(folder), choice or Choice()))
+
+
+def write_section(
+    folder: Path, document: Path, choice: Choice | None = None, *, section: str = SECTION, options: str = ""
+) -> None:
+    """Replaces a section of a Markdown document by the run's tables and what made them.
+
+    `options` are those of the command that `choice` does not hold, for the line that tells it. Raises UserError where
+    the document has no such section, and as `write_tables` does.
+    """
+    choice = choice or Choice()
+    find_section(document, section)
+    run = read_run(folder)
+    text = markdown(_tables(run, choice))
+    replace_section(document, section, [*_origin(run, folder, choice, options), "", *text.splitlines()])
+
+
+def _tables(run: Run, choice: Choice) -> list[PaperTable]:
+    for name in choice.measure:
+        if name not in PATCHES:
+            raise UserError(
+                f"--measure {name!r} is unknown: give {' or '.join(PATCHES)}; others are measured while a sweep draws"
+            )
+    asked = {name for name in PATCHES if name in choice.measure or name in run.spec.get("metrics", ())}
+    patches = {name: _opener(name, run, choice.inception) for name in PATCHES if name in asked}
+    tables = make_tables(run, choice.reference, open_extractor, choice.column, patches)
+    missed = set(choice.measure) - {one.metric for one in tables}
+    if missed:
+        raise UserError(
+            f"--measure {sorted(missed)[0]} needs pictures above the training size in both sides, and run {run.folder} "
+            f"has {', '.join(map(run.label, run.sizes))}"
+        )
+    return _only(tables, choice.only) if choice.only else tables
+
+
+def _only(tables: list[PaperTable], names: tuple[str, ...]) -> list[PaperTable]:
+    found = [one.metric for one in tables]
+    for name in names:
+        if name not in found:
+            raise UserError(f"--only {name!r} is none of the run's tables: {', '.join(found)}")
+    return [one for one in tables if one.metric in names]
+
+
+def _opener(name: str, run: Run, inception: Path | None) -> Callable[[], Extractor]:
+    if name.startswith("scenes"):
+        return _scenes
+    file = inception or (run.spec.get("extractors") or {}).get("inception")
+    if file is None:
+        raise UserError(f"{name} needs Inception's weights: give --inception FILE, as the run names none")
+    return lambda: _inception(Path(file))
+
+
+def _origin(run: Run, folder: Path, choice: Choice, options: str) -> list[str]:
+    """What a reader needs to make the tables again."""
+    sampler = run.spec.get("sampler", {})
+    drawn = sum(sample.error is None for sample in run.samples)
+    weights = ", ".join(f"{model} `{found[:12]}`" for model, found in run.weights.items())
+    compared = f" --reference {choice.reference}" if choice.reference else ""
+    compared += "".join(f" --measure {name}" for name in choice.measure)
+    compared += "".join(f" --only {name}" for name in choice.only) + options
+    made = f"`entscale tables {folder}{compared} --document`; {drawn:,} of {run.planned:,} images drawn"
+    how = f"{sampler.get('name')}, {sampler.get('steps')} steps, guidance {sampler.get('guidance')}"
+    return [f"{made}, weights {weights}, commit `{run.environment.get('commit')}`: {how}."]
+
+
+def open_extractor(identity: str, run: Run) -> Extractor:
+    """The extractor that saw a run's pictures, for those of a reference. Raises UserError where it is another now."""
+    found = _scenes() if identity.startswith("scenes") else _inception(Path(run.spec["extractors"]["inception"]))
+    if found.identity != identity:
+        raise UserError(
+            f"the run's features are of {identity}, and what is installed now is {found.identity}: give a run as "
+            "--reference that was drawn with the same, or draw again"
+        )
+    return found
+
+
+def _scenes() -> Extractor:
+    from ...metrics.scenes_models import scenes_extractor
+
+    return scenes_extractor()
+
+
+def _inception(file: Path) -> Extractor:
+    from ...metrics.inception import inception_extractor
+
+    return inception_extractor(file)
