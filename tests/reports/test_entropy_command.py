@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from entscale_jax import cli
+from entscale_jax.cli.options import read_rule
 from entscale_jax.entropies import network_order
 from entscale_jax.scales import Scaling
 

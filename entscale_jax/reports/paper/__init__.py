@@ -1,0 +1,1 @@
+"""The paper's tables of a run: figures by size and method, with what they are of."""

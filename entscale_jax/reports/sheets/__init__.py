@@ -1,0 +1,1 @@
+"""Contact sheets of a run, and the paper's figures among them."""

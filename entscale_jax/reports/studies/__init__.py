@@ -1,0 +1,1 @@
+"""The sections of docs/scenes.md that tell a study's runs."""

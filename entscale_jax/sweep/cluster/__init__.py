@@ -1,0 +1,1 @@
+"""What draws: devices, nodes and workers of a Ray cluster."""
