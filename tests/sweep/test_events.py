@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,7 @@ class Broken(fakes.FakePipe):
 
     def __call__(self, *args, **keywords):
         output = super().__call__(*args, **keywords)
-        output.images = [image if i != 2 else None for i, image in enumerate(output.images)]
-        return output
+        return replace(output, images=[image if i != 2 else None for i, image in enumerate(output.images)])
 
 
 def test_going_on_begins_another_run_in_the_same_log(sweep, tmp_path):
