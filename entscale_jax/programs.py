@@ -20,7 +20,7 @@ from .models import (
     LowResolution,
     TextEncoders,
     TextStates,
-    UNet2DConditionModel,
+    UNet,
     VQModel,
 )
 from .program_cache import ProgramCache, ProgramMemory
@@ -57,7 +57,7 @@ class Programs:
     def __init__(
         self,
         text: TextEncoders,
-        unet: UNet2DConditionModel,
+        unet: UNet,
         vae: AutoencoderKL | VQModel,
         latent_dtype: jnp.dtype,
         rows: ImageRows | None = None,

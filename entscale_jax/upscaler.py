@@ -1,4 +1,4 @@
-"""Upscaler: pictures and their captions in, larger pictures out, as diffusers' `StableDiffusionUpscalePipeline`.
+"""Upscaler: pictures and their captions in, larger pictures out, as diffusers' pipelines of super-resolution.
 
 The scale of its self-attention is that of training: it is one of the methods that the scale rule is compared with.
 """
@@ -17,22 +17,20 @@ from .batches import batch_groups
 from .compilation import enable_cache
 from .errors import UserError
 from .inputs import per_picture, read_captions, read_images, read_negatives, read_seeds
-from .models import AutoencoderKL, Conditioning, LowResolution, TextEncoders, UNet2DConditionModel
+from .models import AutoencoderKL, Conditioning, LowResolution, TextEncoders, UNet, VQModel
 from .program_cache import ProgramMemory
 from .programs import Programs, Request, conditioning
 from .sampling import Latents, call_noise
 from .scales import Scaling
 from .weights.dtypes import read_dtype
 from .weights.tokenizer import Tokenizer
-from .weights.upscaler_folder import UpscalerInfo, describe_upscaler
+from .weights.upscaler_folder import Guidance, Pictures, UpscalerInfo, describe_upscaler
 
-STEPS, GUIDANCE, NOISE_LEVEL = 75, 9.0, 20
-"""diffusers' own, where a call says nothing else."""
+STEPS = 75
+"""diffusers' own for Stable Diffusion's upscaler, where a call says nothing else."""
 ORIGINAL = Scaling.of("original")
 LATENTS, PICTURE = 3, 4
 """The streams of noise of a seed: that which latents start from, and that which is added to the small picture."""
-
-Pictures = UInt8[np.ndarray, "batch height width 3"]
 
 
 class Upscaled(NamedTuple):
@@ -46,15 +44,15 @@ class Upscaled(NamedTuple):
 
 
 class Upscaler:
-    """A super-resolution model with its tokenizer. Make it with `from_pretrained`."""
+    """A super-resolution model with its tokenizer, if it has one. Make it with `from_pretrained`."""
 
     def __init__(
         self,
         info: UpscalerInfo,
         tokenizers: Sequence[Tokenizer],
         text: TextEncoders,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
+        unet: UNet,
+        vae: AutoencoderKL | VQModel,
         dtype: jnp.dtype | type = jnp.float32,
     ):
         self.info, self.tokenizers = info, tuple(tokenizers)
@@ -69,8 +67,10 @@ class Upscaler:
         """Opens a model.
 
         Args:
-            model: a diffusers folder or a hub id, such as `stabilityai/stable-diffusion-x4-upscaler`.
-            dtype: of weights and computation; the autoencoder, which overflows in half precision, stays in float32.
+            model: a diffusers folder or a hub id, such as `stabilityai/stable-diffusion-x4-upscaler` or
+                `CompVis/ldm-super-resolution-4x-openimages`.
+            dtype: of weights and computation; Stable Diffusion's autoencoder, which overflows in half precision, stays
+                in float32.
             **options: `sampler`, `revision`, `token`, `variant` and `allow_pickle`, as of `TextToImage`.
 
         Raises UserError for a folder that is missing, incomplete, of another kind or not fully understood.
@@ -88,8 +88,8 @@ class Upscaler:
         prompts: str | Sequence[str],
         *,
         steps: int = STEPS,
-        guidance: float | Sequence[float] = GUIDANCE,
-        noise_level: int = NOISE_LEVEL,
+        guidance: Guidance | None = None,
+        noise_level: int | None = None,
         seed: int | Sequence[int] = 0,
         negative_prompt: str | Sequence[str] | None = None,
         latents: Float[np.ndarray, "batch height width channels"] | None = None,
@@ -101,17 +101,18 @@ class Upscaler:
         """Enlarges each picture by `info.factor`.
 
         Args:
-            images: RGB bytes, one a caption. diffusers first shrinks one whose sides `info.factor` does not divide, and
-                here it is taken as it is.
-            prompts: captions.
+            images: RGB bytes, one a caption. Stable Diffusion's upscaler takes any size, where diffusers first shrinks
+                one whose sides `info.factor` does not divide; Latent Diffusion's first shrinks to `info.fitted_size`.
+            prompts: captions, which a model without text leaves unread.
             steps: of the model's sampler.
-            guidance: strength of classifier-free guidance, one or one a picture; 1 throughout draws without it.
+            guidance: strength of classifier-free guidance, one or one a picture; 1 throughout draws without it. None is
+                the model's default, and all that one without text takes.
             noise_level: the training timestep of the noise that the pictures are given: more of it leaves more to the
-                model.
+                model. None as for guidance.
             seed: s gives picture i the seed s + i; a list gives one each.
             negative_prompt: what guidance leads away from, one or one a caption; None is the empty text.
             latents: the noise to start from instead of `seed`'s, unit variance, channels last.
-            noise: that of the pictures instead of `seed`'s, likewise.
+            noise: that of the pictures instead of `seed`'s, likewise; unread where they are given none.
             rule: scale of self-attention, for comparisons of the upscaler itself.
             tiling: decodes by overlapping tiles, which takes less memory and differs a little.
             max_batch: at most so many pictures at once, which does not change them; None is all.
@@ -120,10 +121,10 @@ class Upscaler:
         """
         captions = read_captions(prompts)
         count, groups = len(captions), batch_groups(len(captions), max_batch, "max_batch")
-        pictures = read_images(images, count)
+        pictures = self.info.fitted(read_images(images, count))
         self.programs.first_stage.check(tiling=tiling, decode_batch=None)
-        self.info.check_noise_level(noise_level)
-        strengths = per_picture(guidance, count, "guidance").astype(self._dtype)
+        level = self.info.noise_level(noise_level)
+        strengths = per_picture(self.info.guidance(guidance), count, "guidance").astype(self._dtype)
         negatives = read_negatives(negative_prompt, count) or [""] * count
         grid = (pictures.shape[1], pictures.shape[2])
         request = self._request(len(groups[0]), grid, steps, bool(np.any(strengths != 1)), rule)
@@ -136,7 +137,7 @@ class Upscaler:
             None if latents is None else self._given(latents, (count, *grid, self._channels), "latents"),
             None if noise is None else self._given(noise, pictures.shape, "noise"),
         )
-        parts = [self._made(request, batch.of(rows), noise_level, tiling=tiling) for rows in groups]
+        parts = [self._made(request, batch.of(rows), level, tiling=tiling) for rows in groups]
         return Upscaled(*(np.concatenate(kind)[:count] for kind in zip(*parts, strict=True)))
 
     def compile(
@@ -146,7 +147,7 @@ class Upscaler:
         width: int,
         batch: int = 1,
         steps: int = STEPS,
-        guidance: float = GUIDANCE,
+        guidance: float | None = None,
         tiling: bool = False,
         max_batch: int | None = 1,
     ) -> dict[str, ProgramMemory]:
@@ -155,11 +156,12 @@ class Upscaler:
         Returns what each program needs, by its name, as `TextToImage.compile` does.
         """
         count = len(batch_groups(batch, max_batch, "max_batch")[0])
-        request = self._request(count, (height, width), steps, guidance != 1, ORIGINAL)
+        grid, level = self.info.fitted_size(height, width), self.info.noise_level(None)
+        request = self._request(count, grid, steps, self.info.guidance(guidance) != 1, ORIGINAL)
         seeds = np.zeros(count, np.uint32)
-        self._unit_noise(seeds, (height, width, self._channels), LATENTS)
-        picture = self._unit_noise(seeds, (height, width, self._picture_channels), PICTURE)
-        return self.programs.compile(request, tiling=tiling, low=LowResolution(picture, jnp.zeros(count, jnp.int32)))
+        self._unit_noise(seeds, (*grid, self._channels), LATENTS)
+        picture = np.asarray(self._unit_noise(seeds, (*grid, self._picture_channels), PICTURE))
+        return self.programs.compile(request, tiling=tiling, low=self.info.low(picture, picture, level))
 
     @property
     def _channels(self) -> int:
@@ -171,7 +173,7 @@ class Upscaler:
 
     def _request(self, batch: int, grid: tuple[int, int], steps: int, guided: bool, rule: Scaling) -> Request:
         sampler = self.info.model.schedule
-        sampler.table(steps)  # raises for a step count that can't be
+        self.info.check_sampler(sampler, steps)
         return Request(
             grid=grid,
             batch=batch,
@@ -190,10 +192,10 @@ class Upscaler:
             raise UserError(f"{name} has shape {array.shape}: these pictures ask for {shape}")
         return array
 
-    def _made(self, request: Request, batch: "_Batch", level: int, *, tiling: bool) -> Upscaled:
+    def _made(self, request: Request, batch: "_Batch", level: int | None, *, tiling: bool) -> Upscaled:
         programs, seeds = self.programs, batch.seeds
         start = self._unit_noise(seeds, (*request.grid, self._channels), LATENTS)
-        low = self._noised(batch, level)
+        low = self._low(batch, level)
         final, _ = programs.denoise(
             request,
             start if batch.latents is None else jnp.asarray(batch.latents),
@@ -205,13 +207,10 @@ class Upscaler:
         found = programs.decode(final, tiling=tiling)
         return Upscaled(np.asarray(found.images), np.asarray(final), np.asarray(found.broken))
 
-    def _noised(self, batch: "_Batch", level: int) -> LowResolution:
-        """The pictures in [-1, 1] with their noise, as the UNet sees them."""
+    def _low(self, batch: "_Batch", level: int | None) -> LowResolution:
+        """The pictures as the UNet sees them."""
         noise = self._unit_noise(batch.seeds, batch.pictures.shape[1:], PICTURE) if batch.noise is None else batch.noise
-        signal, share = self.info.noise.shares(level)
-        clean = batch.pictures.astype(self._dtype) / 127.5 - 1.0
-        noised = signal * clean + share * np.asarray(noise)
-        return LowResolution(jnp.asarray(noised, self._dtype), jnp.full(len(noised), level, jnp.int32))
+        return self.info.low(batch.pictures.astype(self._dtype) / 127.5 - 1.0, np.asarray(noise), level)
 
     def _unit_noise(self, seeds: UInt32[np.ndarray, "batch"], shape: tuple[int, ...], stream: int) -> Latents:
         """Each picture's from its own seed alone."""

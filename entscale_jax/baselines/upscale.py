@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from ..errors import UserError
 from ..pipeline import Output, TextToImage
 from ..program_cache import ProgramMemory, most_of
-from ..upscaler import GUIDANCE, NOISE_LEVEL, STEPS, Upscaled, Upscaler
+from ..upscaler import STEPS, Upscaled, Upscaler
 from ..weights.folder import ModelInfo
-from ..weights.upscaler_folder import UpscalerInfo
+from ..weights.upscaler_folder import GUIDANCE, NOISE_LEVEL, UpscalerInfo
 from .baseline import Drawn, Size
 from .resize import Resize
 
@@ -28,7 +28,7 @@ class Upscale(Resize):
     """
 
     upscaler: str = ""
-    """Folder or hub id of diffusers' `StableDiffusionUpscalePipeline`."""
+    """Folder or hub id of diffusers' `StableDiffusionUpscalePipeline` or `LDMSuperResolutionPipeline`."""
     steps: int = STEPS
     guidance: float = GUIDANCE
     noise_level: int = NOISE_LEVEL
@@ -56,8 +56,9 @@ class Upscale(Resize):
 
     def check_upscaler(self, found: UpscalerInfo) -> None:
         """Raises UserError where the options do not fit the model that enlarges."""
-        found.check_noise_level(self.noise_level)
-        found.model.schedule.table(self.steps)
+        found.guidance(self._given("guidance"))
+        found.noise_level(self._given("noise_level"))
+        found.check_sampler(found.model.schedule, self.steps)
 
     def work(self, info: ModelInfo, drawn: Size, calls: int = 1) -> float:
         """With the upscaler's calls, in which each pixel is a latent cell and a cell counts as much as the model's."""
@@ -67,13 +68,14 @@ class Upscale(Resize):
     def make_ready(self, upscaler: Upscaler, drawn: Size, *, tiling: bool = False) -> dict[str, ProgramMemory]:
         """Compiles what `enlarge` runs on pictures of this size; returns what that needs, by program."""
         height, width = drawn
-        return upscaler.compile(height=height, width=width, steps=self.steps, guidance=self.guidance, tiling=tiling)
+        own = {"steps": self.steps, "guidance": self._given("guidance")}
+        return upscaler.compile(height=height, width=width, tiling=tiling, **own)
 
     def enlarge(
         self, upscaler: Upscaler, images: Drawn, prompts: Sequence[str], seed: int | Sequence[int], **options: Any
     ) -> Upscaled:
         """The drawn pictures by the opened upscaler, one after the other."""
-        own = {"steps": self.steps, "guidance": self.guidance, "noise_level": self.noise_level}
+        own = {"steps": self.steps, **{name: self._given(name) for name in ("guidance", "noise_level")}}
         return upscaler(images, prompts, seed=seed, **own, **options)
 
     def developed(
@@ -92,6 +94,10 @@ class Upscale(Resize):
             return memory
         own = self.make_ready(self._opened(pipe), pipe.info.train_size, tiling=options.get("tiling", False))
         return most_of(memory, own)
+
+    def _given(self, option: str) -> Any:
+        """An option's value, None at its default: that is the upscaler's own, where it has such an option."""
+        return self.options.get(option)
 
     def _opened(self, pipe: TextToImage) -> Upscaler:
         return _open(self.upscaler, pipe.unet.conv_in.kernel.get_value().dtype)

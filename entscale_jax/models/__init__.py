@@ -6,6 +6,7 @@ from .conditioning import (
     Conditioning,
     LatentDiffusionText,
     LowResolution,
+    NoText,
     StableDiffusionText,
     StableDiffusionXLText,
     TextEncoders,
@@ -16,6 +17,7 @@ from .ldm_bert import LDMBertConfig, LDMBertModel
 from .sd3_transformer import SD3Transformer2DModel, SD3TransformerConfig
 from .super_resolution import SuperResolutionUNetConfig
 from .time_embedding import AddedConditions
+from .unet_2d import UNet, UNet2DConfig, UNet2DModel
 from .unet_2d_condition import UNet2DConditionConfig, UNet2DConditionModel
 from .vq_model import VQModel, VQModelConfig
 
@@ -34,6 +36,7 @@ __all__ = [
     "LDMBertModel",
     "LatentDiffusionText",
     "LowResolution",
+    "NoText",
     "SD3Transformer2DModel",
     "SD3TransformerConfig",
     "StableDiffusionText",
@@ -41,8 +44,11 @@ __all__ = [
     "SuperResolutionUNetConfig",
     "TextEncoders",
     "TextStates",
+    "UNet",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
+    "UNet2DConfig",
+    "UNet2DModel",
     "VQModel",
     "VQModelConfig",
 ]

@@ -19,9 +19,9 @@ class LowResolution(NamedTuple):
     """What a UNet that enlarges pictures is told of the small ones."""
 
     picture: Float[Array, "B h w 3"]
-    """In about [-1, 1], with noise; a pixel is a latent cell of the large one."""
-    noise_level: Int[Array, "B"]
-    """The training timestep of that noise."""
+    """In about [-1, 1], with noise if it is given any; a pixel is a latent cell of the large one."""
+    noise_level: Int[Array, "B"] | None = None
+    """The training timestep of that noise; None where there is none."""
 
 
 class Conditioning(NamedTuple):
@@ -51,6 +51,17 @@ class TextEncoders(nnx.Module):
     @abstractmethod
     def __call__(self, tokens: Tokens) -> TextStates:
         """One array of ids [B T] for each encoder."""
+
+
+class NoText(TextEncoders):
+    """Of a model that is told no text: it reads no ids, and states that it is told of no position."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return ()
+
+    def __call__(self, tokens: Tokens) -> TextStates:
+        return TextStates(jnp.zeros((1, 0, 0)))
 
 
 class LatentDiffusionText(TextEncoders):

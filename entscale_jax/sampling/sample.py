@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt32
 
 from ..attention import accumulator
 from ..errors import UserError
-from ..models import Conditioning, UNet2DConditionModel
+from ..models import Conditioning, UNet
 from ..models.convolution import prepared
 from ..scales import ScaleRule, Scaling
 from .sampler import Latents, Memory, Sampler
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
 
 def sample(
-    unet: UNet2DConditionModel,
+    unet: UNet,
     latents: Latents,
     context: Context,
     *,
@@ -73,7 +73,7 @@ def sample(
 
 
 def denoise(
-    unet: UNet2DConditionModel,
+    unet: UNet,
     latents: Latents,
     context: Context,
     *,

@@ -18,6 +18,7 @@ from ..models import (
     LatentDiffusionText,
     LDMBertConfig,
     LDMBertModel,
+    NoText,
     SD3Transformer2DModel,
     SD3TransformerConfig,
     StableDiffusionText,
@@ -26,6 +27,8 @@ from ..models import (
     TextEncoders,
     UNet2DConditionConfig,
     UNet2DConditionModel,
+    UNet2DConfig,
+    UNet2DModel,
     VQModel,
     VQModelConfig,
 )
@@ -53,6 +56,7 @@ class Kind:
 
 KINDS = {
     "UNet2DConditionModel": Kind(UNet2DConditionConfig.from_json, UNet2DConditionModel, DIFFUSERS),
+    "UNet2DModel": Kind(UNet2DConfig.from_json, UNet2DModel, DIFFUSERS),
     "AutoencoderKL": Kind(AutoencoderKLConfig.from_json, AutoencoderKL, DIFFUSERS),
     "VQModel": Kind(VQModelConfig.from_json, VQModel, DIFFUSERS),
     "CLIPTextModel": Kind(CLIPTextConfig.from_json, CLIPTextModel, TRANSFORMERS),
@@ -76,10 +80,10 @@ class Family:
     """diffusers' class."""
     first_stage: str
     """The part that turns latents into pixels."""
-    text_encoders: tuple[str, ...]
-    tokenizers: tuple[str, ...]
+    text_encoders: tuple[str, ...] = ()
+    tokenizers: tuple[str, ...] = ()
     """One for each text encoder."""
-    tokenizer_kind: TokenizerKind
+    tokenizer_kind: TokenizerKind = TokenizerKind.CLIP
     classes: Mapping[str, tuple[str, ...]]
     """Part -> the classes of it that are implemented."""
     text: Callable[..., TextEncoders]
@@ -211,12 +215,22 @@ STABLE_DIFFUSION_UPSCALE = replace(
     first_stage_fields={"scaling_factor": 0.08333},
     noises_pictures="low_res_scheduler",
 )
+LATENT_DIFFUSION_UPSCALE = Family(
+    name="Latent Diffusion's super-resolution",
+    pipeline="LDMSuperResolutionPipeline",
+    first_stage="vqvae",
+    classes={"unet": ("UNet2DModel",), "vqvae": ("VQModel",)},
+    text=NoText,
+    picture_channels=3,
+    # Latents go to the decoder as they are.
+    first_stage_fields={"scaling_factor": 1.0},
+)
 Families = Mapping[str, Family]
 """Those of one use, by diffusers' class."""
 _DRAWING = (STABLE_DIFFUSION, LATENT_DIFFUSION, STABLE_DIFFUSION_XL, FLAX_STABLE_DIFFUSION)
 FAMILIES: Families = {family.pipeline: family for family in _DRAWING}
 """Of captions to pictures."""
-UPSCALERS: Families = {family.pipeline: family for family in (STABLE_DIFFUSION_UPSCALE,)}
+UPSCALERS: Families = {family.pipeline: family for family in (STABLE_DIFFUSION_UPSCALE, LATENT_DIFFUSION_UPSCALE)}
 """Of pictures to larger ones."""
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ..buckets import Bucket, token_counts
 from ..errors import UserError
-from ..models import UNet2DConditionConfig
+from ..models import UNet2DConditionConfig, UNet2DConfig
 from ..sampling import Sampler, choose_sampler
 from ..scales import LevelMultiplier, ScaleRule, Scaling
 from ..train_entropy import TrainEntropy, missing, read_shipped
@@ -40,7 +40,7 @@ class ModelInfo:
     """As the user gave it."""
     folder: Path
     family: Family
-    unet: UNet2DConditionConfig
+    unet: UNet2DConditionConfig | UNet2DConfig
     vae: Config
     """Of the first stage, an `AutoencoderKL` or what the family has in its place."""
     text_encoders: tuple[Config, ...]
@@ -304,7 +304,7 @@ def _check_parts(info: ModelInfo) -> None:
             f"model {info.name!r}: the UNet attends to text states of width {info.unet.cross_attention_dim}, "
             f"its text gives {width}"
         )
-    pooled = getattr(info.text_encoders[-1], "projection_dim", None)
+    pooled = getattr(info.text_encoders[-1], "projection_dim", None) if info.text_encoders else None
     if info.unet.text_embeds_dim != pooled:
         raise UserError(
             f"model {info.name!r}: the UNet takes pooled text of width {info.unet.text_embeds_dim}, "

@@ -7,7 +7,7 @@ import torch
 from parity_cases import SCENES, TRAINING
 from transformers.utils import logging
 
-from entscale_jax.parity import random_ldm, random_models, random_sdxl, random_upscaler
+from entscale_jax.parity import random_ldm, random_ldm_upscaler, random_models, random_sdxl, random_upscaler
 from entscale_jax.parity.compare import Pair, precision
 from entscale_jax.parity.reference import Reference
 
@@ -18,6 +18,7 @@ BUILDERS = {
     "ldm-kl": lambda folder: random_ldm.build(folder, "kl", sample_size=TRAINING["ldm-kl"], seed=0),
     "ldm-vq": lambda folder: random_ldm.build(folder, "vq", sample_size=TRAINING["ldm-vq"], seed=1),
     "upscaler": lambda folder: random_upscaler.build(folder),
+    "ldm-upscaler": lambda folder: random_ldm_upscaler.build(folder),
     "sdxl": lambda folder: random_sdxl.build(folder, sample_size=TRAINING["sdxl"]),
 }
 
