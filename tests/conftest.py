@@ -9,7 +9,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
-from tiny_model import write_tiny_model, write_tiny_upscaler
+from tiny_model import write_tiny_ldm_upscaler, write_tiny_model, write_tiny_upscaler
 
 from entscale_jax import TextToImage
 
@@ -33,3 +33,9 @@ def tiny(tiny_folder):
 def tiny_upscaler_folder(tmp_path_factory):
     """A small untrained model that enlarges pictures by four."""
     return write_tiny_upscaler(tmp_path_factory.mktemp("tiny_upscaler"))
+
+
+@pytest.fixture(scope="session")
+def tiny_ldm_upscaler_folder(tmp_path_factory):
+    """Another, without text."""
+    return write_tiny_ldm_upscaler(tmp_path_factory.mktemp("tiny_ldm_upscaler"))

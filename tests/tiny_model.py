@@ -8,11 +8,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from entscale_jax.models import AutoencoderKL, CLIPTextModel, SuperResolutionUNetConfig, UNet2DConditionModel
+from entscale_jax.models import (
+    AutoencoderKL,
+    CLIPTextModel,
+    SuperResolutionUNetConfig,
+    UNet2DConditionModel,
+    UNet2DConfig,
+    UNet2DModel,
+    VQModel,
+    VQModelConfig,
+)
 from entscale_jax.scenes.export import export_folder
 from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.scenes.tokenizer import write_tokenizer
-from entscale_jax.weights.torch_format import AbstractRngs
+from entscale_jax.weights.torch_format import AbstractRngs, save_parameters
 
 
 def write_tiny_model(folder: Path, seed: int = 0, recipe: Recipe | None = None) -> Path:
@@ -46,6 +55,39 @@ def write_tiny_upscaler(folder: Path, seed: int = 0) -> Path:
     noise = {"_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
     (folder / "low_res_scheduler" / "scheduler_config.json").write_text(json.dumps(noise))
     return folder
+
+
+def write_tiny_ldm_upscaler(folder: Path, seed: int = 0) -> Path:
+    """A diffusers folder shaped as Latent Diffusion's super-resolution: four times the size."""
+    unet = {
+        "sample_size": 16,
+        "in_channels": 6,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+    }
+    stages = {name: (f"{block}Block2D",) * 3 for name, block in _STAGES.items()}
+    vqvae = {**stages, "block_out_channels": (8, 8, 16), "norm_num_groups": 4, "latent_channels": 3}
+    scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0155, "clip_sample": False}
+    kinds = {"unet": "UNet2DModel", "vqvae": "VQModel", "scheduler": "DDIMScheduler"}
+    index = {"_class_name": "LDMSuperResolutionPipeline", **{part: ["diffusers", kind] for part, kind in kinds.items()}}
+    for part, config in (("unet", unet), ("vqvae", vqvae), ("scheduler", scheduler)):
+        (folder / part).mkdir(parents=True)
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        (folder / part / name).write_text(json.dumps({"_class_name": kinds[part], **config}))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    rng = np.random.default_rng(seed)
+    for part, make in {
+        "unet": lambda: UNet2DModel(UNet2DConfig.from_json(unet), rngs=AbstractRngs()),
+        "vqvae": lambda: VQModel(VQModelConfig.from_json(vqvae), rngs=AbstractRngs()),
+    }.items():
+        save_parameters(untrained(make, rng), folder / part / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+_STAGES = {"down_block_types": "DownEncoder", "up_block_types": "UpDecoder"}
 
 
 def tiny_recipe() -> Recipe:

@@ -12,6 +12,7 @@ from ..pipeline import Output, TextToImage
 from ..program_cache import ProgramMemory
 from ..scales import Scaling
 from ..weights.folder import ModelInfo
+from ..weights.upscaler_folder import UpscalerInfo
 
 Drawn = UInt8[ndarray, "batch H W 3"]
 Pixels = UInt8[ndarray, "batch height width 3"]
@@ -63,8 +64,11 @@ class Baseline(ABC):
     def keywords(self, info: ModelInfo, drawn: Size) -> dict[str, Any]:
         """How `TextToImage` is called and compiled for pictures that are drawn in this size."""
 
-    def work(self, info: ModelInfo, drawn: Size, calls: int = 1) -> float:
-        """Latent cells that a step denoises, over those of a picture, where the model is called so often."""
+    def work(self, info: ModelInfo, drawn: Size, calls: int = 1, upscaler: UpscalerInfo | None = None) -> float:
+        """Latent cells that a step denoises, over those of a picture, where the model is called so often.
+
+        `upscaler` is of the second model that the method has, if it has one.
+        """
         return 1.0
 
     def developed(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int32
 from ..errors import UserError
 from ..sampling import Advance, Latents, Memory, State
 from ..weights.folder import ModelInfo
+from ..weights.upscaler_folder import UpscalerInfo
 from .baseline import ORIGINAL, Baseline, Size
 
 Parts = Float[Array, "parts tall broad channels"]
@@ -69,7 +70,7 @@ class MultiDiffusion(Baseline):
         tall, wide = info.train_grid
         return Windows((height, width), (min(height, tall), min(width, wide)), self.stride, self.at_once)
 
-    def work(self, info: ModelInfo, drawn: Size, calls: int = 1) -> float:
+    def work(self, info: ModelInfo, drawn: Size, calls: int = 1, upscaler: UpscalerInfo | None = None) -> float:
         windows = self.windows(info, drawn)
         return len(windows.corners) * math.prod(windows.size) / math.prod(windows.grid)
 

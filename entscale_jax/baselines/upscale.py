@@ -60,9 +60,10 @@ class Upscale(Resize):
         found.noise_level(self._given("noise_level"))
         found.check_sampler(found.model.schedule, self.steps)
 
-    def work(self, info: ModelInfo, drawn: Size, calls: int = 1) -> float:
+    def work(self, info: ModelInfo, drawn: Size, calls: int = 1, upscaler: UpscalerInfo | None = None) -> float:
         """With the upscaler's calls, in which each pixel is a latent cell and a cell counts as much as the model's."""
-        own = self.steps * (2 if self.guidance != 1.0 else 1)
+        guidance = self.guidance if upscaler is None else upscaler.guidance(self._given("guidance"))
+        own = self.steps * (2 if guidance != 1.0 else 1)
         return 1.0 + info.latent_factor**2 * own / calls
 
     def make_ready(self, upscaler: Upscaler, drawn: Size, *, tiling: bool = False) -> dict[str, ProgramMemory]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..attention import Record, attend_and_record, merge_heads, projections, split_heads
 from ..buckets import token_counts
@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..scales import ScaleRule, Scaling
 from .config import check_groups, per_level, read_config
 from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
-from .time_embedding import Time, TimestepEmbedding, timestep_embedding
+from .time_embedding import AddedConditions, Time, TimestepEmbedding, timestep_embedding
 from .unet_2d_condition import UNet2DConditionModel
 
 _FIXED: Mapping[str, tuple] = {
@@ -156,8 +156,8 @@ class UNet2DModel(nnx.Module):
         context: Float[Array, "batch text features"] | None = None,
         rule: Scaling | None = None,
         record: Record | None = None,
-        added: None = None,
-        labels: None = None,
+        added: AddedConditions | None = None,
+        labels: Int[Array, "batch"] | None = None,
     ) -> Mapped:
         """The model's prediction.
 

@@ -133,7 +133,7 @@ def _from_folder(folder: Path, recipe: Recipe, vocab_size: int) -> _Start:
     info = describe(folder)
     _check_same(info, recipe, vocab_size)
     modules = TextToLatents(
-        _load(info, "unet", lambda: UNet2DConditionModel(info.unet, rngs=AbstractRngs())),
+        _load(info, "unet", lambda: UNet2DConditionModel(info.unet, rngs=AbstractRngs())),  # pyright: ignore[reportArgumentType]
         _load(info, "text_encoder", lambda: CLIPTextModel(info.text, rngs=AbstractRngs())),
         seed=recipe.diffusion_stage.seed,
     )

@@ -289,11 +289,12 @@ def make_plan(
                 undefined.append(Undefined(name, size, method, str(error)))
                 continue
         pairs = _pairs(spec, prompts)[: (spec.limits or {}).get(method.label)]
-        group = _group(spec.sampler, models[name], name, size, method, pairs, _upscaler_hash(method, upscalers))
+        upscaler = (upscalers or {})[method.upscaler] if isinstance(method, Upscale) else None
+        group = _group(spec.sampler, models[name], name, size, method, pairs, upscaler)
         new = [cell for cell in group if cell.id not in cells]
         cells.update((cell.id, cell) for cell in new)
         drawn = _drawn_size(models[name], size, method)
-        program = _program(spec, models[name], name, drawn, method, len(group))
+        program = _program(spec, models[name], name, drawn, method, len(group), upscaler)
         groups.setdefault((program, drawn), []).extend(new)
     if not cells:
         raise SpecError(undefined[0].reason, "methods", undefined[0].method)
@@ -329,7 +330,7 @@ def _group(
     size: tuple[int, int],
     method: Method,
     pairs: Iterable[tuple[str, int]],
-    upscaler_hash: str,
+    upscaler: UpscalerInfo | None,
 ) -> list[Cell]:
     return [
         Cell(
@@ -344,18 +345,20 @@ def _group(
             sampler=sampler.name,
             steps=sampler.steps,
             guidance=float(sampler.guidance),
-            upscaler_hash=upscaler_hash,
+            upscaler_hash="" if upscaler is None else upscaler.weights_hash,
         )
         for prompt, seed in pairs
     ]
 
 
-def _upscaler_hash(method: Method, upscalers: Mapping[str, UpscalerInfo] | None) -> str:
-    return (upscalers or {})[method.upscaler].weights_hash if isinstance(method, Upscale) else ""
-
-
 def _program(
-    spec: SweepSpec, info: ModelInfo, name: str, size: tuple[int, int], method: Method, images: int
+    spec: SweepSpec,
+    info: ModelInfo,
+    name: str,
+    size: tuple[int, int],
+    method: Method,
+    images: int,
+    upscaler: UpscalerInfo | None,
 ) -> Program:
     bucket = _bucket(info, name, size)
     batch = auto_batch(bucket, info.train_size, images) if spec.batch == "auto" else min(spec.batch, images)
@@ -369,7 +372,7 @@ def _program(
         sampler.steps,
         guided,
         measures=Metric.ENTROPY in spec.metrics and not isinstance(method, Baseline),
-        work=method.work(info, (size[1], size[0]), calls) if isinstance(method, Baseline) else 1.0,
+        work=method.work(info, (size[1], size[0]), calls, upscaler) if isinstance(method, Baseline) else 1.0,
     )
 
 

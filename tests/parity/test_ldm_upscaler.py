@@ -1,4 +1,4 @@
-"""Super-resolution without text against PyTorch diffusers' pipeline: the UNet in float64, the whole of it in float32."""
+"""Super-resolution without text against PyTorch diffusers: the UNet in float64, the whole pipeline in float32."""
 
 import jax
 import jax.numpy as jnp

@@ -23,7 +23,7 @@ from entscale_jax.sweep.plan import make_plan
 from entscale_jax.sweep.programs import calls_for
 from entscale_jax.sweep.spec import SweepSpec
 from entscale_jax.upscaler import Upscaled, Upscaler
-from entscale_jax.weights.upscaler_folder import PictureNoise, UpscalerInfo
+from entscale_jax.weights.upscaler_folder import CleanUpscalerInfo, NoisedUpscalerInfo, PictureNoise
 
 METHOD = "{baseline: upscale, upscaler: of/x4, steps: 6}"
 LABEL = "upscale:x4,steps=6"
@@ -46,7 +46,13 @@ class FakeUpscaler(Upscaler):
 
 
 def _info(weights="cd" * 32):
-    return UpscalerInfo(FakeInfo("of/x4", weights=weights), PictureNoise(), 350)
+    return NoisedUpscalerInfo(FakeInfo("of/x4", weights=weights), PictureNoise(), 350)
+
+
+def _plan_of(info):
+    keys = {"name": "a", "models": ["fake"], "sizes": ["64x64", "96x64", "30x30"], "prompts": ["a", "b"], "batch": 4}
+    spec = SweepSpec.model_validate({**keys, "methods": ["resize", {"baseline": "upscale", "upscaler": "of/x4"}]})
+    return make_plan(spec, ("a", "b"), {"fake": FakeInfo()}, {"of/x4": info})
 
 
 def _plan(weights="cd" * 32, methods=("resize", {"baseline": "upscale", "upscaler": "of/x4"}), **changes):
@@ -77,6 +83,11 @@ def test_sizes_share_a_drawing_and_an_enlargement_and_cost_it():
     assert plan.weights == {"fake": "ab" * 32, "of/x4": "cd" * 32}
 
 
+def test_one_without_text_costs_half_as_it_is_not_guided():
+    (resized, enlarged) = _plan_of(CleanUpscalerInfo(FakeInfo("of/x4"))).chunks
+    assert enlarged.cost == resized.cost * (1 + 16 * 75 / (2 * 25))
+
+
 def test_a_cell_is_told_apart_by_the_upscaler_s_weights_and_options():
     plain, same, other = _plan(), _plan(), _plan(weights="ef" * 32)
     shrunk = _plan(methods=["resize", {"baseline": "upscale", "upscaler": "of/x4", "noise_level": 5}])
@@ -97,8 +108,8 @@ def test_it_runs_resumes_and_is_reported(sweep, enlarging, console, tmp_path):
     rows = [row for row in pq.read_table(run / "samples.parquet").to_pylist() if row["method"] == LABEL]
     assert len(rows) == 3 * 10
     assert sum(len(call["prompts"]) for call in enlarging.calls) == 10  # once for all sizes
-    assert {(call["steps"], call["guidance"], call["noise_level"]) for call in enlarging.calls} == {(6, 9.0, 20)}
-    assert enlarging.compiled == [{"height": 64, "width": 64, "steps": 6, "guidance": 9.0, "tiling": False}]
+    assert {(call["steps"], call["guidance"], call["noise_level"]) for call in enlarging.calls} == {(6, None, None)}
+    assert enlarging.compiled == [{"height": 64, "width": 64, "steps": 6, "guidance": None, "tiling": False}]
     assert f"of/x4 {'cd' * 32}" in {read_text(run / row["image"])["upscaler"] for row in rows}
     assert "of/x4: " + "cd" * 32 in (run / "spec.yaml").read_text()
     found = read_run(run)
@@ -109,6 +120,26 @@ def test_it_runs_resumes_and_is_reported(sweep, enlarging, console, tmp_path):
     enlarging.calls.clear()
     assert sweep(FakeExecutor()) == 0
     assert [len(call["prompts"]) for call in enlarging.calls] == [1]  # what is wanted, of a batch of four
+    assert {row["cell"]: (run / row["image"]).read_bytes() for row in rows} == before
+
+
+def test_one_without_text_runs_and_resumes(sweep, enlarging, tiny_ldm_upscaler_folder, monkeypatch, tmp_path):
+    """The real model enlarges what the fake one drew; captions and the first model's guidance are left unread."""
+    upscaler, calls, run = Upscaler.from_pretrained(tiny_ldm_upscaler_folder), [], tmp_path / "run"
+    monkeypatch.setattr("entscale_jax.sweep.api.describe_upscaler", lambda name: upscaler.info)
+    monkeypatch.setattr("entscale_jax.sweep.drawer._upscalers_elsewhere", lambda cell: upscaler)
+    made = upscaler._made
+    monkeypatch.setattr(upscaler, "_made", lambda *given, **more: calls.append(1) or made(*given, **more))
+    assert sweep(FakeExecutor()) == 0
+    rows = [row for row in pq.read_table(run / "samples.parquet").to_pylist() if row["method"] == LABEL]
+    assert len(rows) == 3 * 10
+    assert len(calls) == 10
+    assert f"of/x4 {upscaler.info.weights_hash}" in {read_text(run / row["image"])["upscaler"] for row in rows}
+    assert read_run(run).methods == ["original", LABEL]
+    before = {row["cell"]: (run / row["image"]).read_bytes() for row in rows}
+    _lose(run, rows[3])
+    assert sweep(FakeExecutor()) == 0
+    assert len(calls) == 11
     assert {row["cell"]: (run / row["image"]).read_bytes() for row in rows} == before
 
 
@@ -165,10 +196,35 @@ def test_what_can_t_be_is_told_by_its_line(
     assert f"{path}:{3 if option is None else 5}: " in line
 
 
+NONE = {
+    "guidance": ("guidance: 4.0", "guidance is 4.0: model"),
+    "noise": ("noise_level: 5", "noise_level is 5: model"),
+    "steps": ("steps: 0", "steps is 0: give a whole number from 1 to 1000"),
+}
+
+
+@pytest.mark.parametrize(("option", "said"), NONE.values(), ids=list(NONE))
+def test_an_option_that_one_without_text_has_not_is_told_by_its_line(
+    tiny_folder, tiny_ldm_upscaler_folder, tmp_path, monkeypatch, capsys, option, said
+):
+    own = f"{{baseline: upscale, upscaler: {tiny_ldm_upscaler_folder}, {option}}}"
+    path = tmp_path / "bad.yaml"
+    path.write_text(fakes.SPEC.replace("fake", str(tiny_folder)).replace("[original, entropy]", f"[original, {own}]"))
+    monkeypatch.setattr("sys.argv", ["entscale", "sweep", str(path), "--dry-run"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert f"{path}:5: " in line
+
+
 @pytest.mark.full
-def test_pictures_of_a_real_sweep_are_those_of_python(tiny_folder, tiny_upscaler_folder, tmp_path, console):
+@pytest.mark.parametrize(("kind", "options"), [("", {"noise_level": 7}), ("ldm_", {})], ids=["caption", "no text"])
+def test_pictures_of_a_real_sweep_are_those_of_python(tiny_folder, request, tmp_path, console, kind, options):
     """Drawn by the runner; programs of both models are made ready once, as many as are called for."""
-    method = {"upscaler": str(tiny_upscaler_folder), "steps": 2, "noise_level": 7}
+    folder = request.getfixturevalue(f"tiny_{kind}upscaler_folder")
+    method = {"upscaler": str(folder), "steps": 2, **options}
     written = ", ".join(f"{name}: {value}" for name, value in method.items())
     text = fakes.SPEC.replace("[original, entropy]", f"[{{baseline: upscale, {written}}}]")
     text = text.replace("fake", str(tiny_folder)).replace("[64x64, 96x64, 30x30]", "[32x32, 40x24]")

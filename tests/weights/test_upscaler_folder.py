@@ -87,5 +87,7 @@ def test_what_it_is_not_is_told_in_a_line(changed, file, fields, said):
 def test_the_two_kinds_are_told_apart(tiny_folder, tiny_upscaler_folder):
     with pytest.raises(UserError, match="is a StableDiffusionUpscalePipeline, which enlarges pictures and draws none"):
         describe(tiny_upscaler_folder)
-    with pytest.raises(UserError, match="is a StableDiffusionPipeline: implemented is StableDiffusionUpscale"):
+    with pytest.raises(
+        UserError, match="is a StableDiffusionPipeline: implemented are StableDiffusionUpscalePipeline, LDMSuper"
+    ):
         describe_upscaler(tiny_folder)
