@@ -61,10 +61,15 @@ class Upscale(Resize):
         found.check_sampler(found.model.schedule, self.steps)
 
     def work(self, info: ModelInfo, drawn: Size, calls: int = 1, upscaler: UpscalerInfo | None = None) -> float:
-        """With the upscaler's calls, in which each pixel is a latent cell and a cell counts as much as the model's."""
-        guidance = self.guidance if upscaler is None else upscaler.guidance(self._given("guidance"))
+        """With the upscaler's calls, in which each pixel is a latent cell and a cell counts as much as the model's.
+
+        Raises UserError where the upscaler takes no picture of this size.
+        """
+        guidance, seen = self.guidance, drawn
+        if upscaler is not None:
+            guidance, seen = upscaler.guidance(self._given("guidance")), upscaler.fitted_size(*drawn)
         own = self.steps * (2 if guidance != 1.0 else 1)
-        return 1.0 + info.latent_factor**2 * own / calls
+        return 1.0 + math.prod(seen) / math.prod(drawn) * info.latent_factor**2 * own / calls
 
     def make_ready(self, upscaler: Upscaler, drawn: Size, *, tiling: bool = False) -> dict[str, ProgramMemory]:
         """Compiles what `enlarge` runs on pictures of this size; returns what that needs, by program."""

@@ -49,10 +49,10 @@ def _info(weights="cd" * 32):
     return NoisedUpscalerInfo(FakeInfo("of/x4", weights=weights), PictureNoise(), 350)
 
 
-def _plan_of(info):
+def _plan_of(info, train_size=(64, 64)):
     keys = {"name": "a", "models": ["fake"], "sizes": ["64x64", "96x64", "30x30"], "prompts": ["a", "b"], "batch": 4}
     spec = SweepSpec.model_validate({**keys, "methods": ["resize", {"baseline": "upscale", "upscaler": "of/x4"}]})
-    return make_plan(spec, ("a", "b"), {"fake": FakeInfo()}, {"of/x4": info})
+    return make_plan(spec, ("a", "b"), {"fake": FakeInfo(train_size=train_size)}, {"of/x4": info})
 
 
 def _plan(weights="cd" * 32, methods=("resize", {"baseline": "upscale", "upscaler": "of/x4"}), **changes):
@@ -86,6 +86,10 @@ def test_sizes_share_a_drawing_and_an_enlargement_and_cost_it():
 def test_one_without_text_costs_half_as_it_is_not_guided():
     (resized, enlarged) = _plan_of(CleanUpscalerInfo(FakeInfo("of/x4"))).chunks
     assert enlarged.cost == resized.cost * (1 + 16 * 75 / (2 * 25))
+    (resized, enlarged) = _plan_of(CleanUpscalerInfo(FakeInfo("of/x4")), (64, 80)).chunks
+    assert enlarged.cost == resized.cost * (1 + 64 / 80 * 16 * 75 / (2 * 25))  # of 80 pixels it sees 64
+    with pytest.raises(UserError, match="a picture of 64x24 is too small for model 'of/x4'"):
+        _plan_of(CleanUpscalerInfo(FakeInfo("of/x4")), (24, 64))
 
 
 def test_a_cell_is_told_apart_by_the_upscaler_s_weights_and_options():
