@@ -127,19 +127,21 @@ def test_it_runs_resumes_and_is_reported(sweep, enlarging, console, tmp_path):
     assert {row["cell"]: (run / row["image"]).read_bytes() for row in rows} == before
 
 
-def test_one_without_text_runs_and_resumes(sweep, enlarging, tiny_ldm_upscaler_folder, monkeypatch, tmp_path):
+def test_one_without_text_runs_and_resumes(sweep, spec_file, tiny_ldm_upscaler_folder, monkeypatch, tmp_path):
     """The real model enlarges what the fake one drew; captions and the first model's guidance are left unread."""
     upscaler, calls, run = Upscaler.from_pretrained(tiny_ldm_upscaler_folder), [], tmp_path / "run"
+    spec_file.write_text(fakes.SPEC.replace("[original, entropy]", f"[original, {METHOD.replace('6', '1')}]"))
+    label = LABEL.replace("6", "1")
     monkeypatch.setattr("entscale_jax.sweep.api.describe_upscaler", lambda name: upscaler.info)
     monkeypatch.setattr("entscale_jax.sweep.drawer._upscalers_elsewhere", lambda cell: upscaler)
     made = upscaler._made
     monkeypatch.setattr(upscaler, "_made", lambda *given, **more: calls.append(1) or made(*given, **more))
     assert sweep(FakeExecutor()) == 0
-    rows = [row for row in pq.read_table(run / "samples.parquet").to_pylist() if row["method"] == LABEL]
+    rows = [row for row in pq.read_table(run / "samples.parquet").to_pylist() if row["method"] == label]
     assert len(rows) == 3 * 10
     assert len(calls) == 10
     assert f"of/x4 {upscaler.info.weights_hash}" in {read_text(run / row["image"])["upscaler"] for row in rows}
-    assert read_run(run).methods == ["original", LABEL]
+    assert read_run(run).methods == ["original", label]
     before = {row["cell"]: (run / row["image"]).read_bytes() for row in rows}
     _lose(run, rows[3])
     assert sweep(FakeExecutor()) == 0
