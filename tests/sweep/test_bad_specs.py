@@ -93,7 +93,7 @@ BAD = {
         "entropy]",
         "{baseline: upscale, upscaler: MODEL}]",
         5,
-        "is a StableDiffusionPipeline: implemented is StableDiffusionUpscalePipeline",
+        "is a StableDiffusionPipeline: implemented are StableDiffusionUpscalePipeline, LDMSuperResolutionPipeline",
     ),
     "fixed without a multiplier": ("entropy]", "fixed]", 5, "methods[1]: rule 'fixed' needs its multiplier"),
     "a multiplier of an entropy": ("entropy]", "{rule: entropy, multiplier: 2}]", 5, "methods[1]: "),
