@@ -51,6 +51,12 @@ def open_pair(browser, selector=".card-link"):
     browser.wait_for("document.getElementById('viewer').open")
 
 
+def close_pair(browser):
+    """Closes the viewer and waits for what its close event does, which comes after the dialog is no longer open."""
+    browser.press("Escape")
+    browser.wait_for("location.hash === '#pairs'")
+
+
 def shown(browser, selector):
     return browser.run(f"document.querySelector({json.dumps(selector)}).textContent")
 
@@ -101,7 +107,7 @@ def test_captions_of_markup_stay_text(browser, page):
         open_pair(browser)
         assert shown(browser, "#viewer-title") == caption
         assert caption in browser.run("document.getElementById('left-image').alt")
-        browser.press("Escape")
+        close_pair(browser)
     browser.listen(0.1)
     assert browser.run("document.title") == "Sweep synthetic"
 
@@ -152,8 +158,7 @@ def test_keys_step_through_cards_and_pairs(browser, page):
     assert "4 of 8" in shown(browser, "#viewer-about")
     browser.press("ArrowLeft")
     assert shown(browser, "#viewer-title") == HOSTILE
-    browser.press("Escape")
-    browser.wait_for("!document.getElementById('viewer').open")
+    close_pair(browser)
     assert browser.run("document.activeElement.textContent") == HOSTILE
     browser.press("/")
     assert browser.run("document.activeElement.name") == "prompt"
@@ -178,8 +183,7 @@ def test_a_link_to_a_pair_opens_it(browser, page):
     assert shown(browser, "#viewer-about").partition(";")[0] == about == "96x64, seed 0"
     assert browser.run("document.getElementById('left').value") == "entropy"
     assert browser.run("document.getElementById('right').value") == "entropy"
-    browser.press("Escape")
-    browser.wait_for("location.hash === '#pairs'")
+    close_pair(browser)
     browser.run("location.hash = '#pair=0123'")
     browser.wait_for("!document.getElementById('unknown').hidden")
     assert not browser.run("document.getElementById('viewer').open")
