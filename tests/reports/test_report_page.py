@@ -128,7 +128,9 @@ def test_the_slider_wipes_between_the_two_pictures(browser, page, tmp_path):
         if row["prompt"] == SQUARE and row["width"] == 64:
             colours[row["method"]] = Image.open(_image_of(page, row)).getpixel((0, 0))
     assert colours["original"] != colours["entropy"]
-    browser.wait_for("['left', 'right'].every((side) => document.getElementById(`${side}-image`).src.endsWith('.png'))")
+    for side in ("left", "right"):
+        browser.wait_for(f"document.getElementById('{side}-image').src.endsWith('.png')")
+        browser.run(f"document.getElementById('{side}-image').decode()")
     assert colour_at(browser, tmp_path, 0.3) == colours["original"]
     assert colour_at(browser, tmp_path, 0.7) == colours["entropy"]
     left, top, width, height = browser.box("#stage")
@@ -246,7 +248,8 @@ def test_the_page_alone_still_shows_thumbnails(browser, page, tmp_path):
     browser.open(alone.as_uri())
     choose(browser, "prompt", SQUARE)
     open_pair(browser)
-    browser.wait_for("document.getElementById('left-note').textContent.includes('is not beside this page')")
+    for side in ("left", "right"):
+        browser.wait_for(f"document.getElementById('{side}-note').textContent.includes('is not beside this page')")
     assert browser.run("document.getElementById('left-image').naturalWidth") == 64
     browser.listen()
     assert all("ERR_FILE_NOT_FOUND" in said for said in browser.said)
