@@ -1,5 +1,6 @@
 """The metrics' networks train, go on where they were stopped, and what they write opens; their losses by hand."""
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -10,9 +11,11 @@ from typer.testing import CliRunner
 
 from entscale_jax.cli import app
 from entscale_jax.errors import UserError
-from entscale_jax.metrics.scenes_models import ScenesScorer, load_extractor
-from entscale_jax.scenes.metric_stage import PARTS, MetricRecipe, _choice, train_metrics
+from entscale_jax.metrics.scenes_models import EXTRACTOR, FOLDER, ScenesScorer, load_extractor
+from entscale_jax.scenes.metric_stage import CONTRAST, PARTS, MetricRecipe, _choice, train_metrics
 from entscale_jax.scenes.recipe import Stage, Upkeep
+
+SHIPPED = FOLDER / EXTRACTOR
 
 
 def test_the_contrast_by_hand():
@@ -33,9 +36,14 @@ def test_another_part_is_told():
 @pytest.mark.full
 @pytest.mark.parametrize("part", PARTS)
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, part):
-    stage = Stage(steps=6, batch=4, learning_rate=1e-3, warmup=2)
+    stage = Stage(steps=6, batch=4, learning_rate=1e-3, warmup=2, decay=0.5)
     recipe = MetricRecipe(extractor_stage=stage, contrast_stage=stage, sizes=((64, 64), (64, 96)))
     upkeep = Upkeep(save_steps=3)
+    names = ("whole", "parts", "level")
+    if part == CONTRAST:
+        for name in names:
+            (tmp_path / name).mkdir()
+            shutil.copy(SHIPPED, tmp_path / name)
     with jax.numpy_dtype_promotion("standard"):
         train_metrics(tmp_path / "whole", tmp_path / "whole", recipe=recipe, parts=[part], upkeep=upkeep)
         short = replace(recipe, **{f"{part}_stage": replace(stage, steps=3, decay=0.0)})
@@ -43,7 +51,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path, part):
         train_metrics(tmp_path / "parts", tmp_path / "parts", recipe=short, parts=[part], upkeep=upkeep)
         train_metrics(tmp_path / "parts", tmp_path / "parts", recipe=long, parts=[part], upkeep=upkeep)
         train_metrics(tmp_path / "level", tmp_path / "level", recipe=long, parts=[part], upkeep=upkeep)
-    files = {name: (tmp_path / name / f"{part}.safetensors").read_bytes() for name in ("whole", "parts", "level")}
+    files = {name: (tmp_path / name / f"{part}.safetensors").read_bytes() for name in names}
     assert files["parts"] == files["level"] != files["whole"]
     opened = {"extractor": load_extractor, "contrast": ScenesScorer.load}[part](
         tmp_path / "whole" / f"{part}.safetensors"

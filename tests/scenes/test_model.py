@@ -1,6 +1,8 @@
 """The model that ships: small enough, from the recipe in the code, and drawing what its captions say."""
 
 import dataclasses
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.weights.folder import describe
 
 FOLDER = Path(entscale_jax.__file__).parent / "scenes" / "model"
+PAGE = Path(__file__).parents[2] / "docs" / "scenes.md"
 
 
 def test_it_is_at_most_40_megabytes():
@@ -49,9 +52,12 @@ def drawn(pipe, tmp_path_factory):
 
 
 @pytest.mark.full
-def test_it_draws_what_its_captions_say(drawn):
-    # 85% of the 512 captions that docs/scenes.md has; 80% of a quarter of them leaves room for chance.
-    assert score(*drawn).exact >= 0.8, score(*drawn)
+def test_it_draws_as_many_captions_exactly_as_the_page_says(drawn):
+    captions, _ = drawn
+    (documented,) = re.findall(r"\*\*([\d.]+)% exact\*\* of 512", PAGE.read_text())
+    share = float(documented) / 100
+    chance = 3 * math.sqrt(share * (1 - share) / len(captions))
+    assert score(*drawn).exact == pytest.approx(share, abs=chance), score(*drawn)
 
 
 @pytest.mark.full
