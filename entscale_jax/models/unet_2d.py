@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from ..buckets import token_counts
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
 from .config import check_groups, per_level, read_config
-from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
+from .layers import Images, Layers, Mapped
 from .time_embedding import AddedConditions, Time, TimestepEmbedding, timestep_embedding
 from .unet_2d_condition import UNet2DConditionModel
+from .unet_blocks import DownBlock, MakeAttention, MidBlock, UpBlock
 
 _FIXED: Mapping[str, tuple] = {
     "center_input_sample": (False,),
@@ -133,9 +135,19 @@ class UNet2DModel(nnx.Module):
         self.config = config
         self.conv_in = make.conv(config.in_channels, widths[0])
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], make)
-        self.down_blocks = nnx.List(DownBlock(config, level, make) for level in range(config.levels))
-        self.mid_block = MidBlock(config, make)
-        self.up_blocks = nnx.List(UpBlock(config, level, make) for level in reversed(range(config.levels)))
+
+        def attention(level: int) -> MakeAttention:
+            return partial(SpatialAttention, config, level, make)
+
+        self.down_blocks = nnx.List(
+            DownBlock(config, level, make, attention(level) if _DOWN[kind] else None)
+            for level, kind in enumerate(config.down_block_types)
+        )
+        self.mid_block = MidBlock(config, make, attention(config.levels - 1))
+        upwards = zip(reversed(range(config.levels)), config.up_block_types, strict=True)
+        self.up_blocks = nnx.List(
+            UpBlock(config, level, make, attention(level) if _UP[kind] else None) for level, kind in upwards
+        )
         self.conv_norm_out = make.group_norm(widths[0], config.norm_num_groups, config.norm_eps)
         self.conv_out = make.conv(widths[0], config.out_channels)
         for name, layer in self.attention_layers().items():
@@ -170,15 +182,19 @@ class UNet2DModel(nnx.Module):
             added: as `context`.
             labels: as `context`.
         """
+
+        def attend(layer: SpatialAttention, hidden: Images) -> Images:
+            return layer(hidden, rule, record)
+
         time = self._time(timesteps)
         hidden = self.conv_in(latents)
         skips = [hidden]
         for block in self.down_blocks:
-            hidden, more = block(hidden, time, rule, record)
+            hidden, more = block(hidden, time, attend)
             skips += more
-        hidden = self.mid_block(hidden, time, rule, record)
+        hidden = self.mid_block(hidden, time, attend)
         for block in self.up_blocks:
-            hidden = block(hidden, skips, time, rule, record)
+            hidden = block(hidden, skips, time, attend)
         return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
 
     def _time(self, timesteps: Float[Array, "batch"]) -> Time:
@@ -210,84 +226,3 @@ class SpatialAttention(nnx.Module):
         scale = (rule or _ORIGINAL).scale_at(self.level, tokens.shape[1], self.train_tokens, self.head_dim, self.layer)
         out = attend_and_record(query, key, value, scale=scale, layer=self.layer, record=record)
         return hidden + self.to_out[0](merge_heads(out)).reshape(hidden.shape)
-
-
-class DownBlock(nnx.Module):
-    """diffusers' `DownBlock2D` and, with attention, `AttnDownBlock2D`."""
-
-    def __init__(self, config: UNet2DConfig, level: int, make: Layers):
-        widths, count = config.block_out_channels, config.layers_per_block
-        inputs = [widths[max(level - 1, 0)]] + [widths[level]] * (count - 1)
-        self.resnets = nnx.List(_resnet(config, size, level, make) for size in inputs)
-        if _DOWN[config.down_block_types[level]]:
-            self.attentions = nnx.List(SpatialAttention(config, level, make) for _ in range(count))
-        if level < config.levels - 1:
-            self.downsamplers = nnx.List([Downsample2D(widths[level], 1, make)])
-
-    def __call__(
-        self, hidden: Images, time: Time, rule: Scaling | None, record: Record | None
-    ) -> tuple[Mapped, list[Array]]:
-        """The output and all that the up-sampling side will want of this level."""
-        skips = []
-        for index, resnet in enumerate(self.resnets):
-            hidden = resnet(hidden, time)
-            if hasattr(self, "attentions"):
-                hidden = self.attentions[index](hidden, rule, record)
-            skips.append(hidden)
-        if hasattr(self, "downsamplers"):
-            hidden = self.downsamplers[0](hidden)
-            skips.append(hidden)
-        return hidden, skips
-
-
-class MidBlock(nnx.Module):
-    """diffusers' `UNetMidBlock2D` of one attention between two residual blocks, at the deepest level."""
-
-    def __init__(self, config: UNet2DConfig, make: Layers):
-        last = config.levels - 1
-        self.resnets = nnx.List(_resnet(config, config.block_out_channels[last], last, make) for _ in range(2))
-        self.attentions = nnx.List([SpatialAttention(config, last, make)])
-
-    def __call__(self, hidden: Images, time: Time, rule: Scaling | None, record: Record | None) -> Images:
-        """[batch height width channels], unchanged in shape."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](hidden, time), rule, record), time)
-
-
-class UpBlock(nnx.Module):
-    """diffusers' `UpBlock2D` and, with attention, `AttnUpBlock2D`."""
-
-    def __init__(self, config: UNet2DConfig, level: int, make: Layers):
-        widths, count = config.block_out_channels, config.layers_per_block + 1
-        inputs = [widths[min(level + 1, config.levels - 1)]] + [widths[level]] * (count - 1)
-        skips = [widths[level]] * (count - 1) + [widths[max(level - 1, 0)]]
-        self.resnets = nnx.List(
-            _resnet(config, size + skip, level, make) for size, skip in zip(inputs, skips, strict=True)
-        )
-        if _UP[config.up_block_types[config.levels - 1 - level]]:
-            self.attentions = nnx.List(SpatialAttention(config, level, make) for _ in range(count))
-        if level > 0:
-            self.upsamplers = nnx.List([Upsample2D(widths[level], make)])
-
-    def __call__(
-        self, hidden: Images, skips: list[Array], time: Time, rule: Scaling | None, record: Record | None
-    ) -> Mapped:
-        """Takes its skip connections from the end of `skips`, and up-samples to the size of the next one."""
-        for index, resnet in enumerate(self.resnets):
-            hidden = resnet(jnp.concatenate([hidden, skips.pop()], axis=-1), time)
-            if hasattr(self, "attentions"):
-                hidden = self.attentions[index](hidden, rule, record)
-        if hasattr(self, "upsamplers"):
-            _, height, width, _ = skips[-1].shape
-            hidden = self.upsamplers[0](hidden, (height, width))
-        return hidden
-
-
-def _resnet(config: UNet2DConfig, size_in: int, level: int, make: Layers) -> ResnetBlock2D:
-    return ResnetBlock2D(
-        size_in,
-        config.block_out_channels[level],
-        groups=config.norm_num_groups,
-        epsilon=config.norm_eps,
-        time_features=4 * config.block_out_channels[0],
-        make=make,
-    )

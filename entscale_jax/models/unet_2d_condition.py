@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -14,9 +15,10 @@ from ..buckets import token_counts
 from ..errors import UserError
 from ..scales import Scaling
 from .config import check_groups, check_heads, per_level, read_config
-from .layers import Downsample2D, Images, Layers, Mapped, ResnetBlock2D, Upsample2D
+from .layers import Images, Layers, Mapped
 from .time_embedding import TIME_IDS, AddedConditions, Time, TimestepEmbedding, added_embedding, timestep_embedding
 from .transformer import Context, Transformer2DModel
+from .unet_blocks import DownBlock, MakeAttention, MidBlock, UpBlock
 
 Config = TypeVar("Config", bound="UNet2DConditionConfig")
 _FIXED: Mapping[str, tuple] = {
@@ -218,9 +220,17 @@ class UNet2DConditionModel(nnx.Module):
             self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * widths[0], make)
         if config.class_rows is not None:
             self.class_embedding = make.embed(config.class_rows, 4 * widths[0])
-        self.down_blocks = nnx.List(DownBlock(config, level, make) for level in range(config.levels))
-        self.mid_block = None if config.mid_block_type is None else MidBlock(config, make)
-        self.up_blocks = nnx.List(UpBlock(config, level, make) for level in reversed(range(config.levels)))
+        self.down_blocks = nnx.List(
+            DownBlock(config, level, make, _transformers(config, level, make) if _DOWN[kind] else None)
+            for level, kind in enumerate(config.down_block_types)
+        )
+        middle = partial(_transformer, config, config.levels - 1, make)
+        self.mid_block = None if config.mid_block_type is None else MidBlock(config, make, middle)
+        upwards = zip(reversed(range(config.levels)), config.up_block_types, strict=True)
+        self.up_blocks = nnx.List(
+            UpBlock(config, level, make, _transformers(config, level, make) if _UP[kind] else None)
+            for level, kind in upwards
+        )
         self.conv_norm_out = make.group_norm(widths[0], config.norm_num_groups, config.norm_eps)
         self.conv_out = make.conv(widths[0], config.out_channels)
         for name, layer in self.attention_layers().items():
@@ -257,19 +267,23 @@ class UNet2DConditionModel(nnx.Module):
 
         Raises UserError where `added` or `labels` is missing, or given to a UNet that takes none.
         """
+
+        def attend(layer: Transformer2DModel, hidden: Images) -> Images:
+            return layer(hidden, context, rule, record)
+
         time = self._labelled(self._time(timesteps, added), labels)
         hidden = self.conv_in(latents)
         skips = [hidden]
         for index, block in enumerate(self.down_blocks):
             with jax.named_scope(f"down_blocks.{index}"):
-                hidden, more = block(hidden, time, context, rule, record)
+                hidden, more = block(hidden, time, attend)
             skips += more
         if self.mid_block is not None:
             with jax.named_scope("mid_block"):
-                hidden = self.mid_block(hidden, time, context, rule, record)
+                hidden = self.mid_block(hidden, time, attend)
         for index, block in enumerate(self.up_blocks):
             with jax.named_scope(f"up_blocks.{index}"):
-                hidden = block(hidden, skips, time, context, rule, record)
+                hidden = block(hidden, skips, time, attend)
         with jax.named_scope("conv_out"):
             return self.conv_out(nnx.silu(self.conv_norm_out(hidden)))
 
@@ -298,100 +312,8 @@ class UNet2DConditionModel(nnx.Module):
         return time if labels is None else time + self.class_embedding(labels)
 
 
-class DownBlock(nnx.Module):
-    """diffusers' `DownBlock2D` and, with attention, `CrossAttnDownBlock2D`."""
-
-    def __init__(self, config: UNet2DConditionConfig, level: int, make: Layers):
-        size_in, size_out = config.block_out_channels[max(level - 1, 0)], config.block_out_channels[level]
-        count = config.layers_per_block
-        self.resnets = nnx.List(
-            _resnet(config, size_in if index == 0 else size_out, size_out, make) for index in range(count)
-        )
-        if _DOWN[config.down_block_types[level]]:
-            text = config.cross_only[level]
-            self.attentions = nnx.List(_transformer(config, level, make, text) for _ in range(count))
-        if level < config.levels - 1:
-            self.downsamplers = nnx.List([Downsample2D(size_out, 1, make)])
-
-    def __call__(
-        self, hidden: Images, time: Time, context: Context, rule: Scaling | None, record: Record | None
-    ) -> tuple[Mapped, list[Array]]:
-        """The output and all that the up-sampling side will want of this level."""
-        skips = []
-        for index, resnet in enumerate(self.resnets):
-            hidden = resnet(hidden, time)
-            if hasattr(self, "attentions"):
-                hidden = self.attentions[index](hidden, context, rule, record)
-            skips.append(hidden)
-        if hasattr(self, "downsamplers"):
-            hidden = self.downsamplers[0](hidden)
-            skips.append(hidden)
-        return hidden, skips
-
-
-class MidBlock(nnx.Module):
-    """diffusers' `UNetMidBlock2DCrossAttn` of one attention between two residual blocks, at the deepest level."""
-
-    def __init__(self, config: UNet2DConditionConfig, make: Layers):
-        features = config.block_out_channels[-1]
-        self.resnets = nnx.List(_resnet(config, features, features, make) for _ in range(2))
-        self.attentions = nnx.List([_transformer(config, config.levels - 1, make)])
-
-    def __call__(
-        self, hidden: Images, time: Time, context: Context, rule: Scaling | None, record: Record | None
-    ) -> Images:
-        """[batch height width channels], unchanged in shape."""
-        hidden = self.attentions[0](self.resnets[0](hidden, time), context, rule, record)
-        return self.resnets[1](hidden, time)
-
-
-class UpBlock(nnx.Module):
-    """diffusers' `UpBlock2D` and, with attention, `CrossAttnUpBlock2D`."""
-
-    def __init__(self, config: UNet2DConditionConfig, level: int, make: Layers):
-        widths = config.block_out_channels
-        size_out, count = widths[level], config.layers_per_block + 1
-        below, above = widths[min(level + 1, config.levels - 1)], widths[max(level - 1, 0)]
-        inputs = [below] + [size_out] * (count - 1)
-        skips = [size_out] * (count - 1) + [above]
-        self.resnets = nnx.List(
-            _resnet(config, size + skip, size_out, make) for size, skip in zip(inputs, skips, strict=True)
-        )
-        if _UP[config.up_block_types[config.levels - 1 - level]]:
-            text = config.cross_only[level]
-            self.attentions = nnx.List(_transformer(config, level, make, text) for _ in range(count))
-        if level > 0:
-            self.upsamplers = nnx.List([Upsample2D(size_out, make)])
-
-    def __call__(
-        self,
-        hidden: Images,
-        skips: list[Array],
-        time: Time,
-        context: Context,
-        rule: Scaling | None,
-        record: Record | None,
-    ) -> Mapped:
-        """Takes its skip connections from the end of `skips`, and up-samples to the size of the next one."""
-        for index, resnet in enumerate(self.resnets):
-            hidden = resnet(jnp.concatenate([hidden, skips.pop()], axis=-1), time)
-            if hasattr(self, "attentions"):
-                hidden = self.attentions[index](hidden, context, rule, record)
-        if hasattr(self, "upsamplers"):
-            _, height, width, _ = skips[-1].shape
-            hidden = self.upsamplers[0](hidden, (height, width))
-        return hidden
-
-
-def _resnet(config: UNet2DConditionConfig, size_in: int, size_out: int, make: Layers) -> ResnetBlock2D:
-    return ResnetBlock2D(
-        size_in,
-        size_out,
-        groups=config.norm_num_groups,
-        epsilon=config.norm_eps,
-        time_features=4 * config.block_out_channels[0],
-        make=make,
-    )
+def _transformers(config: UNet2DConditionConfig, level: int, make: Layers) -> MakeAttention:
+    return partial(_transformer, config, level, make, config.cross_only[level])
 
 
 def _transformer(
