@@ -312,8 +312,52 @@ def test_a_reference_that_is_too_small_is_told(make_run, tmp_path):
 
 
 def test_a_run_without_its_training_size_needs_a_reference(make_run):
+    run, said = read_run(make_run(sizes=SIZES[1:])), []
+    tables = make_tables(run, say=said.append)
+    assert [table.metric for table in tables] == [
+        *("scenes_clip", "objects_exact", "objects_missing", "objects_extra", "seconds")
+    ]
+    assert [line.split(":")[0] for line in said] == ["no table of scenes_fid", "no table of scenes_kid"]
+    assert "no pictures of scenes at its training size by rule original" in said[0]
+    said.clear()
+    assert [table.metric for table in make_tables(run, only=["scenes_clip"], say=said.append)] == ["scenes_clip"]
+    assert said == []
     with pytest.raises(UserError, match="no pictures of scenes at its training size by rule original"):
-        make_tables(read_run(make_run(sizes=SIZES[1:])))
+        make_tables(run, only=["scenes_clip", "scenes_fid"])
+
+
+def test_a_reference_that_does_not_fit_is_not_read_for_other_tables(make_run, tmp_path):
+    run = read_run(make_run())
+    write_pictures(tmp_path / "real", WIDTH)
+    (table,) = make_tables(run, only=["objects_exact"])
+    assert len(table.entries) == len(SIZES) * len(METHODS)
+    with pytest.raises(UserError, match="--reference .*real is read by none of the tables of run .* asked for"):
+        make_tables(run, tmp_path / "real", only=["objects_exact"])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "has no ratings yet: have"),
+        ('{"cell": "ab', r"has no ratings yet \(.*ann.jsonl: line 1 is no whole answer"),
+    ],
+)
+def test_ratings_that_hold_no_answer_leave_the_other_tables(make_run, content, says):
+    folder, said = make_run(), []
+    (folder / "ratings").mkdir()
+    (folder / "ratings" / "ann.jsonl").write_text(content)
+    assert "objects_exact" in by_metric(make_tables(read_run(folder), say=said.append))
+    assert len(said) == 1
+    with pytest.raises(UserError, match=says):
+        make_tables(read_run(folder), only=["rating"])
+
+
+def test_ratings_of_other_pictures_are_told(make_run):
+    folder, said = make_run(), []
+    (folder / "ratings").mkdir()
+    (folder / "ratings" / "ann.jsonl").write_text('{"cell": "0123", "score": 7, "time": "2026-11-01T10:00:00+00:00"}\n')
+    assert "objects_exact" in by_metric(make_tables(read_run(folder), say=said.append))
+    assert said == [f"no table of rating: the ratings of run {folder} are of none of its pictures"]
 
 
 @pytest.mark.parametrize(

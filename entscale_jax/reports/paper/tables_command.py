@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ...errors import UserError
@@ -10,7 +11,7 @@ from ...metrics.extractor import Extractor
 from ..records import Run
 from ..run_folder import read_run
 from .paper_table import PaperTable
-from .paper_tables import make_tables
+from .paper_tables import make_tables, to_stderr
 from .patch_figures import PATCHES
 from .table_formats import FORMATS, as_csv, latex, markdown
 
@@ -34,18 +35,26 @@ class Choice:
     """Metrics whose tables are wanted; all that there are if empty."""
 
 
-def write_tables(folder: Path, choice: Choice | None = None, *, form: str = "markdown") -> str:
-    """The tables of the run in `folder` as text: markdown, csv or latex.
+def write_tables(
+    folder: Path, choice: Choice | None = None, *, form: str = "markdown", say: Callable[[str], None] = to_stderr
+) -> str:
+    """The tables of the run in `folder` as text: markdown, csv or latex. `say` is told of those that can't be made.
 
     Raises UserError for an unknown form or metric, and as `make_tables` does.
     """
     if form not in _WRITERS:
         raise UserError(f"--format {form!r} is unknown: use one of {', '.join(FORMATS)}")
-    return _WRITERS[form](_tables(read_run(folder), choice or Choice()))
+    return _WRITERS[form](_tables(read_run(folder), choice or Choice(), say))
 
 
 def write_section(
-    folder: Path, document: Path, choice: Choice | None = None, *, section: str = SECTION, options: str = ""
+    folder: Path,
+    document: Path,
+    choice: Choice | None = None,
+    *,
+    section: str = SECTION,
+    options: str = "",
+    say: Callable[[str], None] = to_stderr,
 ) -> None:
     """Replaces a section of a Markdown document by the run's tables and what made them.
 
@@ -55,43 +64,46 @@ def write_section(
     choice = choice or Choice()
     find_section(document, section)
     run = read_run(folder)
-    text = markdown(_tables(run, choice))
+    text = markdown(_tables(run, choice, say))
     replace_section(document, section, [*_origin(run, folder, choice, options), "", *text.splitlines()])
 
 
-def _tables(run: Run, choice: Choice) -> list[PaperTable]:
+def _tables(run: Run, choice: Choice, say: Callable[[str], None]) -> list[PaperTable]:
     for name in choice.measure:
         if name not in PATCHES:
             raise UserError(
                 f"--measure {name!r} is unknown: give {' or '.join(PATCHES)}; others are measured while a sweep draws"
             )
+        if choice.only and name not in choice.only:
+            raise UserError(f"--measure {name} is left out by --only: add --only {name}, or leave --measure out")
     asked = {name for name in PATCHES if name in choice.measure or name in run.spec.get("metrics", ())}
-    patches = {name: _opener(name, run, choice.inception) for name in PATCHES if name in asked}
-    tables = make_tables(run, choice.reference, open_extractor, choice.column, patches)
+    patches = {name: partial(_open_patches, name, run, choice.inception) for name in PATCHES if name in asked}
+    tables = make_tables(
+        run,
+        choice.reference,
+        open_extractor,
+        choice.column,
+        patches,
+        only=choice.only,
+        needed=choice.measure,
+        say=say,
+    )
     missed = set(choice.measure) - {one.metric for one in tables}
     if missed:
         raise UserError(
             f"--measure {sorted(missed)[0]} needs pictures above the training size in both sides, and run {run.folder} "
             f"has {', '.join(map(run.label, run.sizes))}"
         )
-    return _only(tables, choice.only) if choice.only else tables
+    return tables
 
 
-def _only(tables: list[PaperTable], names: tuple[str, ...]) -> list[PaperTable]:
-    found = [one.metric for one in tables]
-    for name in names:
-        if name not in found:
-            raise UserError(f"--only {name!r} is none of the run's tables: {', '.join(found)}")
-    return [one for one in tables if one.metric in names]
-
-
-def _opener(name: str, run: Run, inception: Path | None) -> Callable[[], Extractor]:
+def _open_patches(name: str, run: Run, inception: Path | None) -> Extractor:
     if name.startswith("scenes"):
-        return _scenes
+        return _scenes()
     file = inception or (run.spec.get("extractors") or {}).get("inception")
     if file is None:
         raise UserError(f"{name} needs Inception's weights: give --inception FILE, as the run names none")
-    return lambda: _inception(Path(file))
+    return _inception(Path(file))
 
 
 def _origin(run: Run, folder: Path, choice: Choice, options: str) -> list[str]:
