@@ -331,7 +331,7 @@ def test_a_reference_that_does_not_fit_is_not_read_for_other_tables(make_run, tm
     write_pictures(tmp_path / "real", WIDTH)
     (table,) = make_tables(run, only=["objects_exact"])
     assert len(table.entries) == len(SIZES) * len(METHODS)
-    with pytest.raises(UserError, match="--reference .*real is read by none of the tables of run .* asked for"):
+    with pytest.raises(UserError, match=r"--reference .*real is read by none of the tables of run .* asked for"):
         make_tables(run, tmp_path / "real", only=["objects_exact"])
 
 

@@ -16,6 +16,7 @@ from .patch_figures import PATCHES
 from .table_formats import FORMATS, as_csv, latex, markdown
 
 SECTION = "tables"
+COLUMN = "image"
 _WRITERS = dict(zip(FORMATS, (markdown, as_csv, latex), strict=True))
 
 
@@ -25,8 +26,8 @@ class Choice:
 
     reference: Path | None = None
     """See `paper_tables.make_tables`."""
-    column: str = "image"
-    """Of a Parquet reference, the one with the pictures."""
+    column: str | None = None
+    """Of a Parquet reference, the one with the pictures; `image` where it is not named."""
     measure: tuple[str, ...] = ()
     """Metrics to measure now of the kept pictures, of `patch_figures.PATCHES`."""
     inception: Path | None = None
@@ -77,12 +78,13 @@ def _tables(run: Run, choice: Choice, say: Callable[[str], None]) -> list[PaperT
         if choice.only and name not in choice.only:
             raise UserError(f"--measure {name} is left out by --only: add --only {name}, or leave --measure out")
     asked = {name for name in PATCHES if name in choice.measure or name in run.spec.get("metrics", ())}
+    _check_read(choice, asked)
     patches = {name: partial(_open_patches, name, run, choice.inception) for name in PATCHES if name in asked}
     tables = make_tables(
         run,
         choice.reference,
         open_extractor,
-        choice.column,
+        choice.column or COLUMN,
         patches,
         only=choice.only,
         needed=choice.measure,
@@ -95,6 +97,20 @@ def _tables(run: Run, choice: Choice, say: Callable[[str], None]) -> list[PaperT
             f"has {', '.join(map(run.label, run.sizes))}"
         )
     return tables
+
+
+def _check_read(choice: Choice, patches: set[str]) -> None:
+    """Raises UserError for an option that no table reads; `make_tables` does for a reference."""
+    if choice.column is not None and (choice.reference is None or choice.reference.is_dir()):
+        raise UserError(
+            f"--column {choice.column} is of a Parquet file: give one as --reference, or leave --column out"
+        )
+    if choice.inception is not None and (
+        "patch_fid" not in patches or (choice.only and "patch_fid" not in choice.only)
+    ):
+        raise UserError(
+            f"--inception {choice.inception} is read by patch_fid alone: give --measure patch_fid, or leave it out"
+        )
 
 
 def _open_patches(name: str, run: Run, inception: Path | None) -> Extractor:
