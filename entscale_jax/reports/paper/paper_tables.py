@@ -207,7 +207,7 @@ def _column_entry(name: str, size: Size, method: str, values: Values, base: Valu
         difference = paired_interval(np.array([values[pair] for pair in both]), np.array([base[pair] for pair in both]))
     figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean)
     return Entry(
-        size=size, method=method, figure=figure, difference=difference, published=published(name, size, method)
+        size=size, method=method, figure=figure, difference=difference, published=published(name, size, method, len(values))
     )
 
 
@@ -315,7 +315,7 @@ def _fid_entry(
         method=group[1],
         figure=_figure(name, value, sets[group], reference, identity, None),
         difference=difference,
-        published=published(name, *group),
+        published=published(name, *group, count=sets[group].moments.count),
     )
 
 

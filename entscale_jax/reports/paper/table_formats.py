@@ -104,10 +104,17 @@ def _line(one: PaperTable, size: Size, compared: Sequence[str], printed: Sequenc
     cells = [f"{size.model} {size}" if several else str(size)]
     cells += [_value(entry, one.digits) for entry in found.values()]
     cells += [_difference(found[method], one.digits) for method in compared]
-    for method in printed:
-        entry = found[method]
-        cells.append(f"{entry.published.value:g}" if entry and entry.published else "")
+    cells += [_published(one, found[method]) for method in printed]
     return cells
+
+
+def _published(one: PaperTable, entry: Entry | None) -> str:
+    """The paper's figure, with its table where others of the same metric are of another."""
+    if entry is None or entry.published is None:
+        return ""
+    tables = {other.published.table for other in one.entries.values() if other.published}
+    told = f" (Table {entry.published.table})" if len(tables) > 1 else ""
+    return f"{entry.published.value:g}{told}"
 
 
 def _value(entry: Entry | None, digits: int) -> str:
