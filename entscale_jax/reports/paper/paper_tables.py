@@ -207,7 +207,11 @@ def _column_entry(name: str, size: Size, method: str, values: Values, base: Valu
         difference = paired_interval(np.array([values[pair] for pair in both]), np.array([base[pair] for pair in both]))
     figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean)
     return Entry(
-        size=size, method=method, figure=figure, difference=difference, published=published(name, size, method, len(values))
+        size=size,
+        method=method,
+        figure=figure,
+        difference=difference,
+        published=published(name, size, method, len(values)),
     )
 
 

@@ -5,15 +5,21 @@ NeurIPS 2023, tables 1 to 5.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ..records import Size
 
 SD, LDM = "stable-diffusion-2-1-base", "ldm-text2im-large-256"
 ORIGINAL, ENTROPY = "original", "entropy"
-DATA = {SD: "LAION-5B", LDM: "LAION-400M"}
-"""What its captions are of, and the pictures that FID compares with."""
+_DATA = {SD: "LAION-5B", LDM: "LAION-400M"}
+_WHAT = {
+    "fid": ("captions of {data}, compared with its pictures", "extractor, resize, sampler, steps and guidance"),
+    "clip": ("captions of {data}", "CLIP model, resize, sampler, steps and guidance"),
+    "rating": ("rated by 45 people", "sampler, steps and guidance"),
+    "seconds": ("on a server with four A100s", "images at once, sampler, steps and guidance"),
+}
+"""By metric what its figures are of, and what it does not tell of them."""
 
 
 class Published(NamedTuple):
@@ -171,6 +177,20 @@ def published(metric: str, size: Size, method: str, count: int | None = None) ->
 
 def _distance(place: Published, count: int | None) -> float:
     return math.inf if count is None or place.pictures is None else abs(place.pictures - count)
+
+
+def paper_notes(metric: str, found: Mapping[str, Collection[Published]]) -> list[str]:
+    """A line a model on what the figures found of it are of, and what the paper does not tell of them."""
+    notes = []
+    for model, figures in sorted(found.items()):
+        whose = f" of {model}" if len(found) > 1 else ""
+        tables = "; ".join(
+            f"Table {one.table}{'' if one.pictures is None else f', {one.pictures:,} images'}"
+            for one in sorted({one._replace(value=0.0) for one in figures}, key=lambda one: one.table)
+        )
+        what, untold = _WHAT[metric]
+        notes.append(f"the paper's{whose} ({tables}): {what.format(data=_DATA[model])}; {untold} are not given")
+    return notes
 
 
 def short_name(model: str) -> str:

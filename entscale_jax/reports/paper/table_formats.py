@@ -114,7 +114,7 @@ def _published(one: PaperTable, entry: Entry | None) -> str:
         return ""
     tables = {other.published.table for other in one.entries.values() if other.published}
     told = f" (Table {entry.published.table})" if len(tables) > 1 else ""
-    return f"{entry.published.value:g}{told}"
+    return f"{entry.published.value:.10g}{told}"
 
 
 def _value(entry: Entry | None, digits: int) -> str:
