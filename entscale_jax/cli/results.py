@@ -185,7 +185,7 @@ def tables(
     measured = {"measure": tuple(measure or ()), "inception": inception}
     choice = Choice(reference=reference, column=column, only=tuple(only or ()), **measured)
     if document is not None:
-        write_section(run, document, choice, section=section or SECTION, options=" --memory" if memory else "")
+        write_section(run, document, choice, section=section or SECTION, flags=["--memory"] if memory else [])
         return
     text = write_tables(run, choice, form=form)
     if out is None:

@@ -275,7 +275,7 @@ def test_a_document_holds_the_tables_that_are_asked_for(make_run, tmp_path):
     write_section(run, document, Choice(only=("seconds",)), section="cost")
     text = document.read_text()
     assert "Seconds an image" in text
-    assert "--only seconds --document" in text
+    assert f"`entscale tables {run} --only seconds --document {document} --section cost`" in text
     assert "distance" not in text
     with pytest.raises(UserError, match="--only 'fid' is none of the run's tables: scenes_fid, "):
         write_section(run, document, Choice(only=("seconds", "fid")), section="cost")

@@ -52,8 +52,8 @@ def test_a_run_of_table_5_has_its_figures_beside(make_table_of):
     line = "| 224x224 | 1.0 | 1.0 | 1.0 | 74.5742 (Table 1) | 50.3515 (Table 5) | 154.6925 (Table 5) |"
     assert line in markdown([table])
     assert table.notes[-1] == (
-        "the paper's (Table 1, 30,000 images; Table 5, 4,000 images): captions of LAION-5B, compared with its pictures; "
-        "extractor, resize, sampler, steps and guidance are not given"
+        "the paper's (Table 1, 30,000 images; Table 5, 4,000 images): captions of LAION-5B, compared with its "
+        "pictures; extractor, resize, sampler, steps and guidance are not given"
     )
     # Where all are of one table, the note alone names it.
     alone = make_table_of("clip", places[:2], count=30_000)

@@ -1,12 +1,18 @@
 """`entscale tables` by its options: what it writes where, and each mistake in one line."""
 
+import shlex
+
 import pytest
 from synthetic_run import SyntheticRun
 
 from entscale_jax import cli
 from entscale_jax.errors import UserError
+from entscale_jax.reports.paper.paper_table import PaperTable
 from entscale_jax.reports.paper.tables_command import Choice, write_tables
 
+FAKE = PaperTable(
+    metric="patch_fid", title="", digits=1, baseline="original", methods=(), sizes=(), entries={}, notes=()
+)
 MARKS = "<!-- measured: {0} -->\n<!-- end of measured: {0} -->\n"
 
 
@@ -66,3 +72,28 @@ def test_a_place_that_can_not_be_written_is_told(run, entscale, tmp_path):
         assert entscale("tables", run, "--out", place) == (2, "", f"entscale: {place} can't be written: {says}\n")
     assert entscale("tables", run, "--out", tmp_path / "x.md") == (0, "", "")
     assert (tmp_path / "x.md").read_text() == entscale("tables", run)[1]
+
+
+def test_the_command_that_a_document_tells_writes_it_again(run, entscale, tmp_path):
+    page = tmp_path / "a page.md"
+    page.write_text(MARKS.format("cost"))
+    options = ("--only", "objects_exact", "--only", "seconds", "--document", page, "--section", "cost")
+    assert entscale("tables", run, *options)[0] == 0
+    text = page.read_text()
+    assert "Seconds an image" in text
+    command = shlex.split(text.split("`")[1])
+    assert command == ["entscale", "tables", str(run), *map(str, options)]
+    page.write_text(MARKS.format("cost"))
+    assert entscale(*command[1:]) == (0, "", "")
+    assert page.read_text() == text
+
+
+def test_the_command_that_a_document_tells_has_every_option(monkeypatch, entscale, run, tmp_path):
+    monkeypatch.setattr("entscale_jax.reports.paper.tables_command.make_tables", lambda *some, **more: [FAKE])
+    monkeypatch.setattr("entscale_jax.sweep.memory.record_memory", lambda *some: None)
+    page = tmp_path / "page.md"
+    page.write_text(MARKS.format("tables"))
+    options = ["--reference", "real.parquet", "--column", "jpg", "--measure", "patch_fid", "--inception", "weights.pth"]
+    options += ["--document", str(page), "--memory"]
+    assert entscale("tables", run, *options) == (0, "", "")
+    assert page.read_text().split("`")[1].split() == ["entscale", "tables", str(run), *options]

@@ -1,6 +1,7 @@
 """`entscale tables`: reads a run, compares it with its reference, and writes its tables in one format."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,19 +55,20 @@ def write_section(
     choice: Choice | None = None,
     *,
     section: str = SECTION,
-    options: str = "",
+    flags: Sequence[str] = (),
     say: Callable[[str], None] = to_stderr,
 ) -> None:
     """Replaces a section of a Markdown document by the run's tables and what made them.
 
-    `options` are those of the command that `choice` does not hold, for the line that tells it. Raises UserError where
+    `flags` are those of the command that `choice` does not hold, for the line that tells it. Raises UserError where
     the document has no such section, and as `write_tables` does.
     """
     choice = choice or Choice()
     find_section(document, section)
     run = read_run(folder)
     text = markdown(_tables(run, choice, say))
-    replace_section(document, section, [*_origin(run, folder, choice, options), "", *text.splitlines()])
+    command = _command(folder, choice, document, section, flags)
+    replace_section(document, section, [*_origin(run, command), "", *text.splitlines()])
 
 
 def _tables(run: Run, choice: Choice, say: Callable[[str], None]) -> list[PaperTable]:
@@ -122,17 +124,29 @@ def _open_patches(name: str, run: Run, inception: Path | None) -> Extractor:
     return _inception(Path(file))
 
 
-def _origin(run: Run, folder: Path, choice: Choice, options: str) -> list[str]:
+def _origin(run: Run, command: str) -> list[str]:
     """What a reader needs to make the tables again."""
     sampler = run.spec.get("sampler", {})
     drawn = sum(sample.error is None for sample in run.samples)
     weights = ", ".join(f"{model} `{found[:12]}`" for model, found in run.weights.items())
-    compared = f" --reference {choice.reference}" if choice.reference else ""
-    compared += "".join(f" --measure {name}" for name in choice.measure)
-    compared += "".join(f" --only {name}" for name in choice.only) + options
-    made = f"`entscale tables {folder}{compared} --document`; {drawn:,} of {run.planned:,} images drawn"
+    made = f"`{command}`; {drawn:,} of {run.planned:,} images drawn"
     how = f"{sampler.get('name')}, {sampler.get('steps')} steps, guidance {sampler.get('guidance')}"
     return [f"{made}, weights {weights}, commit `{run.environment.get('commit')}`: {how}."]
+
+
+def _command(folder: Path, choice: Choice, document: Path, section: str, flags: Sequence[str]) -> str:
+    """The command that writes the tables into the document, whole."""
+    options = [
+        ("--reference", choice.reference),
+        ("--column", choice.column),
+        *(("--measure", name) for name in choice.measure),
+        ("--inception", choice.inception),
+        *(("--only", name) for name in choice.only),
+        ("--document", document),
+        ("--section", None if section == SECTION else section),
+    ]
+    given = [str(word) for option, value in options if value is not None for word in (option, value)]
+    return shlex.join(["entscale", "tables", str(folder), *given, *flags])
 
 
 def open_extractor(identity: str, run: Run) -> Extractor:
