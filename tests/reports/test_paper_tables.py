@@ -32,6 +32,7 @@ SIZES = ((128, 128), (64, 64), (192, 128))
 METHODS = (Scaling.of("original"), Scaling.of("entropy"))
 PROMPTS = tuple(f"number {number}" for number in range(40))
 WIDTH = 3
+KINDS = ("scenes_fid", "scenes_kid")
 SPEC = {
     "name": "known",
     "models": ["scenes"],
@@ -309,6 +310,48 @@ def test_a_reference_that_is_too_small_is_told(make_run, tmp_path):
     write_pictures(tmp_path / "real", WIDTH)
     with pytest.raises(UserError, match=r"needs a reference of more than 3 pictures.* has 3"):
         make_tables(run, tmp_path / "real", lambda identity, run: extractor(identity))
+
+
+def keep(folder, size, method, count):
+    """Leaves so many cells of a size and method."""
+    for path in [
+        path
+        for path in sorted((folder / "rows").glob("*.json"))
+        if (row := json.loads(path.read_text()))
+        and ((row["width"], row["height"]), row["method"]) == (size, method.label)
+    ][count:]:
+        path.unlink()
+
+
+def test_distances_of_few_pictures_are_told(make_run):
+    folder, bias = make_run(), "pictures for 3 features: dominated by its bias"
+    keep(folder, SIZES[1], METHODS[1], WIDTH)
+    keep(folder, SIZES[2], METHODS[1], 1)
+    (fid,) = make_tables(read_run(folder), only=["scenes_fid"])
+    assert fid.notes[-2:] == (
+        f"64x64 entropy of 3 {bias}",
+        "of one picture, and so without a distance: 192x128 entropy",
+    )
+    assert (Size("scenes", 192, 128), "entropy") not in fid.entries
+    few, reference = make_run("few", prompts=PROMPTS[:WIDTH]), make_run("other", sizes=SIZES[:1])
+    (fid,) = make_tables(read_run(few), reference, only=["scenes_fid"])
+    assert fid.notes[-1] == f"of 3 {bias}"
+    # The control: of a picture more than features nothing is told.
+    more = make_run("more", prompts=PROMPTS[: WIDTH + 1])
+    (fid,) = make_tables(read_run(more), reference, only=["scenes_fid"])
+    assert not any("bias" in note for note in fid.notes)
+
+
+def test_pictures_without_a_distance_are_told(make_run):
+    one, reference, said = make_run("one", sizes=SIZES[1:2], prompts=PROMPTS[:1]), make_run("other"), []
+    with pytest.raises(
+        UserError, match=r"scenes_fid is of two pictures or more .*one picture of each of 64x64 original, 64x64 entropy"
+    ):
+        make_tables(read_run(one), reference)
+    tables = by_metric(make_tables(read_run(make_run("train", sizes=SIZES[:1])), say=said.append))
+    assert "scenes_fid" not in tables
+    assert [line[: line.index(" is of")] for line in said] == [f"no table of {name}: {name}" for name in KINDS]
+    assert said[0].endswith("has none beside its own reference")
 
 
 def test_a_run_without_its_training_size_needs_a_reference(make_run):

@@ -15,6 +15,7 @@ from ...metrics.extractor import Extractor
 from ...metrics.figure import Figure, bootstrap_interval, paired_interval
 from ...metrics.frechet import fid
 from ...metrics.kernel import kid_difference, kid_interval
+from ...metrics.sets import bias_remark
 from ...statistics import Interval, interval
 from ..rating.answers import FOLDER as RATINGS
 from ..rating.ratings import RatingAgreement, rating_tables, read_ratings
@@ -271,22 +272,42 @@ def _distance_tables(
     gathered: Callable[[], Mapping[str, Mapping[Group, FeatureSet]]],
     find: Callable[[str, str], Reference],
 ) -> list[PaperTable]:
-    name, tables = _distance_name(prefix, kind), []
+    name, make = _distance_name(prefix, kind), _fid_entry if kind == "fid" else _kid_entry
+    tables, single = [], []
     for identity, sets in gathered().items():
         if identity.startswith("scenes") != (prefix == "scenes"):
             continue
         references = {model: find(identity, model) for model in run.models}
         for reference in references.values():
             check_large_enough(reference, name)
-        make = _fid_entry if kind == "fid" else _kid_entry
+        compared = [
+            group
+            for group in product(run.sizes, run.methods)
+            if group in sets and group[0] != references[group[0].model].own
+        ]
         entries = {
             group: make(name, group, sets, references[group[0].model], identity, run)
-            for group in product(run.sizes, run.methods)
-            if group in sets and group[0] != references[group[0].model].own and sets[group].moments.count > 1
+            for group in compared
+            if sets[group].moments.count > 1
         }
+        single = [f"{run.label(group[0])} {group[1]}" for group in compared if group not in entries]
         if entries:
-            tables.append(make_table(name, *DISTANCES[prefix, kind], run, entries))
+            one = make_table(name, *DISTANCES[prefix, kind], run, entries)
+            alone = [f"of one picture, and so without a distance: {', '.join(single)}"] if single else []
+            tables.append(replace(one, notes=(*one.notes, *_remarks(run, entries), *alone)))
+    if not tables:
+        has = f"one picture of each of {', '.join(single)}" if single else "none beside its own reference"
+        raise UserError(f"{name} is of two pictures or more of a size and method, and run {run.folder} has {has}")
     return tables
+
+
+def _remarks(run: Run, entries: Mapping[Group, Entry]) -> list[str]:
+    """What to know of figures, and of which where it is not so of all."""
+    found: dict[str, list[str]] = {}
+    for (size, method), entry in entries.items():
+        if entry.figure.remark:
+            found.setdefault(entry.figure.remark, []).append(f"{run.label(size)} {method}")
+    return [text if len(of) == len(entries) else f"{', '.join(of)} {text}" for text, of in found.items()]
 
 
 def _find(
@@ -317,7 +338,10 @@ def _fid_entry(
     return Entry(
         size=group[0],
         method=group[1],
-        figure=_figure(name, value, sets[group], reference, identity, None),
+        figure=replace(
+            _figure(name, value, sets[group], reference, identity, None),
+            remark=bias_remark(sets[group].moments, reference.moments),
+        ),
         difference=difference,
         published=published(name, *group, count=sets[group].moments.count),
     )
