@@ -1,14 +1,18 @@
 """The notes below a table: what its figures are of, model by model, and what the paper's are of."""
 
+import re
+from dataclasses import replace
+
 import pytest
 from synthetic_run import SyntheticRun
 
 from entscale_jax.metrics.figure import Figure
 from entscale_jax.reports.paper.paper_table import Entry, make_table
 from entscale_jax.reports.paper.published import published
-from entscale_jax.reports.paper.table_formats import markdown
+from entscale_jax.reports.paper.table_formats import latex, markdown
 from entscale_jax.reports.records import Size
 from entscale_jax.reports.run_folder import read_run
+from entscale_jax.statistics import Interval
 
 SD, LDM = "stabilityai/stable-diffusion-2-1-base", "CompVis/ldm-text2im-large-256"
 REFERENCES = {SD: ("its own pictures at 512x512", 4000), LDM: ("its own pictures at 256x256", 50_000)}
@@ -88,3 +92,15 @@ def test_seconds_and_ratings_are_of_no_pairs(make_table_of):
     assert rating.notes[-1] == (
         "the paper's (Table 3, 50 images): rated by 45 people; sampler, steps and guidance are not given"
     )
+
+
+@pytest.mark.parametrize(("form", "minus"), [(markdown, "−"), (latex, "$-$")])
+def test_negative_figures_and_differences_have_one_minus(make_table_of, form, minus):
+    table = make_table_of("kid", [("scenes", "64x64", "original"), ("scenes", "64x64", "entropy")])
+    (first, one), (second, two) = table.entries.items()
+    one = replace(one, figure=replace(one.figure, value=-1.0, interval=Interval(-1.0, -2.0, 0.5, 9)))
+    two = replace(two, figure=replace(two.figure, value=-2.25), difference=-0.01)
+    text = form([replace(table, entries={first: one, second: two})])
+    line = next(line for line in text.splitlines() if "64x64" in line)
+    cells = [cell.strip(" \\") for cell in re.split(r"[|&]", line) if cell.strip()]
+    assert cells == ["64x64", f"{minus}1.0 ({minus}2.0 to 0.5)", f"{minus}2.2", "0.0"]

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from ...marks import table
-from ...statistics import Interval, interval, signed
+from ...statistics import Interval, interval, number, signed, signed_number
 from ..records import Size
 from .paper_table import Entry, PaperTable
 
@@ -120,7 +120,7 @@ def _published(one: PaperTable, entry: Entry | None) -> str:
 def _value(entry: Entry | None, digits: int) -> str:
     if entry is None:
         return ""
-    return interval(entry.figure.interval, digits) if entry.figure.interval else f"{entry.figure.value:.{digits}f}"
+    return interval(entry.figure.interval, digits) if entry.figure.interval else number(entry.figure.value, digits)
 
 
 def _difference(entry: Entry | None, digits: int) -> str:
@@ -128,7 +128,7 @@ def _difference(entry: Entry | None, digits: int) -> str:
         return ""
     if isinstance(entry.difference, Interval):
         return signed(entry.difference, digits)
-    return f"{entry.difference:+.{digits}f}".replace("-", "−")
+    return signed_number(entry.difference, digits)
 
 
 def _escape(text: str) -> str:
