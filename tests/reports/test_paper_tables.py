@@ -182,7 +182,7 @@ def test_a_kernel_distance_counts_what_it_is_of(make_run, monkeypatch):
     assert {entry.figure.count for entry in tables["scenes_fid"].entries.values()} == {40}
     text = markdown([tables["scenes_kid"]])
     assert "30 images a figure; compared with its own pictures at 128x128, 30 images; extractor" in text
-    told = "the unbiased estimate over all pairs of pictures, of 4,096 at random where a set has more, not a mean over subsets"
+    told = "the unbiased estimate over all pairs of pictures, of 4,096 at random where a set has more"
     assert text.count(told) == 1
 
 
