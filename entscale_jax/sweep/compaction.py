@@ -3,7 +3,7 @@
 A part is written whole before its rows' files go, so a row is always in one of them: who reads the files first and the
 parts then misses none. Where it is in both, after a kill in between, the file is the same row or a newer one.
 
-While a part is written, a cell in it may be stored anew: in a folder the driver replaces the row's file; at a URI one is
+While a part is written, a cell in it may be stored anew: in a folder the driver replaces the row's file; at a URI it is
 made only where there is none, but another driver may have removed it. So a file goes only where it still holds what the
 part does. In a folder no file is written between that look and its end, and a writer waits for one file at most.
 """
