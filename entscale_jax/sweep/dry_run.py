@@ -87,9 +87,7 @@ def _compile_seconds(program: Program, ledger: Mapping[str, Any]) -> float | Non
     return None
 
 
-def show_plan(
-    plan: Plan, run: RunFolder, console: Console, *, resume: bool = True, retry_failed: bool = False
-) -> None:
+def show_plan(plan: Plan, run: RunFolder, console: Console, *, resume: bool = True, retry_failed: bool = False) -> None:
     """Prints buckets, tokens, multipliers, counts and the estimate of what `run_sweep` would do with these options."""
     rows = run.read_outcomes(plan.cells) if run.exists() else {}
     again = {key for key, row in rows.items() if not resume or (retry_failed and row.error is not None)}
