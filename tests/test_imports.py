@@ -11,6 +11,7 @@ ROOT = str(Path(__file__).parents[1])
 
 def run(code: str, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # It would have every import compile anew.
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=300
     )

@@ -75,8 +75,10 @@ def _make_run(folder: Path, spec_file: Path, rows: Sequence[Mapping[str, Any]]) 
 
 def _read_rows(folder: Path) -> list[Mapping[str, Any]]:
     """A row a cell, in the order of their ids; those of parts with PART, the file that they were read from."""
+    # Loose rows first: a sweep that goes on gathers them into parts meanwhile, and removes them.
+    loose = [_read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
     rows = [{**row, PART: path} for path in _parts(folder) for row in _read_part(path)]
-    rows += [_read_json(path) for path in sorted((folder / "rows").glob("*.json"))]
+    rows += [row for row in loose if row is not None]
     if rows:
         chosen = choose_rows((row["cell"], row.get("error") is not None) for row in rows)
         return [rows[position] for _, position in sorted(chosen.items())]

@@ -1,12 +1,15 @@
 """Rows are gathered into parts while a run goes on; whatever is killed when, each cell is one row of the tables."""
 
 import io
+import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 from sweep_fakes import FakeExecutor, small_plan
 from test_run_sweep import CELLS, After, _rows, _same
 
+from entscale_jax.reports import run_folder
 from entscale_jax.reports.run_folder import read_run
 from entscale_jax.row_choice import choose_rows
 from entscale_jax.sweep import compaction, plan_sweep, tables
@@ -47,6 +50,26 @@ def test_a_run_in_parts_makes_the_tables_of_one_in_rows(sweep, undisturbed, tmp_
     again = FakeExecutor()
     assert sweep(again) == 0
     assert again.started == 0
+
+
+def test_a_report_made_while_rows_are_gathered_has_them_all(sweep, undisturbed, tmp_path, small_parts, monkeypatch):
+    assert sweep(FakeExecutor(), tmp_path / "gathered") == 0
+    read = run_folder._read_json
+
+    def gathered_meanwhile(path):
+        row = read(path)
+        if path.parent.name == "rows":
+            for part in _parts(tmp_path / "gathered"):
+                shutil.copy(part, undisturbed / "samples")
+            for other in (undisturbed / "rows").iterdir():
+                other.unlink()
+        return row
+
+    whole = [replace(sample, seconds=None) for sample in read_run(undisturbed).samples]
+    (undisturbed / "samples").mkdir(exist_ok=True)
+    monkeypatch.setattr(run_folder, "_read_json", gathered_meanwhile)
+    assert [replace(sample, seconds=None) for sample in read_run(undisturbed).samples] == whole
+    assert list((undisturbed / "rows").iterdir()) == []
 
 
 @pytest.mark.parametrize("call", [3, 10])
