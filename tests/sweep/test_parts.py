@@ -2,7 +2,6 @@
 
 import io
 import shutil
-from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -65,10 +64,10 @@ def test_a_report_made_while_rows_are_gathered_has_them_all(sweep, undisturbed, 
                 other.unlink()
         return row
 
-    whole = [replace(sample, seconds=None) for sample in read_run(undisturbed).samples]
+    whole = [(sample.cell, sample.sha256) for sample in read_run(undisturbed).samples]
     (undisturbed / "samples").mkdir(exist_ok=True)
     monkeypatch.setattr(run_folder, "_read_json", gathered_meanwhile)
-    assert [replace(sample, seconds=None) for sample in read_run(undisturbed).samples] == whole
+    assert [(sample.cell, sample.sha256) for sample in read_run(undisturbed).samples] == whole
     assert list((undisturbed / "rows").iterdir()) == []
 
 
