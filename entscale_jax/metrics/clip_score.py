@@ -64,6 +64,11 @@ class ClipScorer:
     hash: str
     """Of weights, configs and tokenizer."""
 
+    @property
+    def identity(self) -> str:
+        """Names weights, resize and crop: cosines of equal identities compare."""
+        return f"clip {self.hash[:16]}, resize {self.images.resize}, crop {self.images.crop[1]}x{self.images.crop[0]}"
+
     @classmethod
     def from_pretrained(
         cls, model: str | Path, *, dtype: jnp.dtype | type = jnp.float32, allow_pickle: bool = False

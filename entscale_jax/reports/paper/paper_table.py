@@ -58,7 +58,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     figures = [entry.figure for entry in entries]
     counts = sorted({figure.count for figure in figures})
     first = figures[0]
-    crops, crop = ("", "no crop") if first.crop == "none" else (" crops of", f"crop {first.crop}")
+    crops, crop = (" crops of", f"crop {first.crop}") if first.pictures else ("", "no crop")
     pictures = f" {_span(sorted({figure.pictures for figure in figures}))}" if crops else ""
     notes.append(f"{_span(counts)}{crops}{pictures} images a figure")
     if first.reference:

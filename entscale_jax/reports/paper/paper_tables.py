@@ -23,6 +23,7 @@ from .paper_table import Entry, PaperTable, make_table
 from .patch_tables import patch_tables
 from .published import published
 from .references import Reference, check_large_enough, own_reference, picture_reference, run_reference
+from .scorers import scored_by, scorer_notes, values_by_scorer
 
 Values = Mapping[Pair, float]
 OpenExtractor = Callable[[str, Run], Extractor]
@@ -105,34 +106,27 @@ def make_tables(
 def _column_tables(run: Run) -> list[PaperTable]:
     tables = []
     for name, column in COLUMNS.items():
-        values = {
-            (size, method): {
-                pair: value
-                for pair, sample in run.of(size, method).items()
-                if sample.error is None and (value := column.value(sample)) is not None
+        for scorer, values in values_by_scorer(run, name, column.value).items():
+            entries = {
+                (size, method): _column_entry(
+                    name, scorer, size, method, found, values.get((size, run.methods[0]), {}), run
+                )
+                for (size, method), found in values.items()
             }
-            for size in run.sizes
-            for method in run.methods
-        }
-        entries = {
-            (size, method): _column_entry(name, size, method, found, values.get((size, run.methods[0]), {}), run)
-            for (size, method), found in values.items()
-            if found
-        }
-        if entries:
-            tables.append(make_table(name, column.title, column.digits, run, entries))
+            one = make_table(name, column.title, column.digits, run, entries)
+            tables.append(replace(one, notes=(*one.notes, *scorer_notes(name, scorer))))
     if tables and tables[-1].metric == "seconds" and not run.memory:
         tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, NOT_RECORDED))
     return tables
 
 
-def _column_entry(name: str, size: Size, method: str, values: Values, base: Values, run: Run) -> Entry:
+def _column_entry(name: str, scorer: str, size: Size, method: str, values: Values, base: Values, run: Run) -> Entry:
     mean = bootstrap_interval(np.array(list(values.values())))
     both = [pair for pair in values if pair in base]
     difference = None
     if method != run.methods[0] and both:
         difference = paired_interval(np.array([values[pair] for pair in both]), np.array([base[pair] for pair in both]))
-    figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean)
+    figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean, **scored_by(name, scorer))
     return Entry(
         size=size, method=method, figure=figure, difference=difference, published=published(name, size, method)
     )
