@@ -100,9 +100,14 @@ def test_what_is_wrong_in_the_table_would_be_seen():
 
 
 @pytest.mark.parametrize("path", sorted(PAPER.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_commands_that_the_papers_sweeps_name_are_there(path):
-    commands = re.findall(r"^#   (entscale .*)$", path.read_text(), re.MULTILINE)
-    assert [fault for command in commands for fault in faults(command)] == []
+def test_the_papers_sweeps_name_the_commands_of_the_page_and_what_they_need(path):
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    told = " && ".join(re.findall(r"^#   (entscale .*)$", header, re.MULTILINE))
+    published = {command for line in rows(DOCUMENT.read_text()) for command in re.findall("`([^`]+)`", line[1])}
+    assert told in published
+    sweep = yaml.safe_load(path.read_text())["sweep"]
+    assert ("parquet" in sweep["prompts"]) == ("(a Parquet file)" in header)
+    assert ("fid" in sweep.get("metrics", ())) == ("Inception's weights" in header) == ("--reference" in told)
 
 
 def test_sizes_are_in_proportion_and_methods_those_of_the_papers_sweeps():

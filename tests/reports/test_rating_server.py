@@ -77,6 +77,18 @@ def test_a_score_can_be_changed_and_the_last_counts(client, folder):
     assert [answer.score for answer in answers(folder, "ann")] == [4, 9]
 
 
+def test_two_servers_of_a_run_know_what_the_other_was_told(folder):
+    with serving(folder) as first, serving(folder) as second:
+        one, other = Client(first), Client(second)
+        assert (one.state("ann")["done"], other.state("ann")["done"]) == (0, 0)
+        one.rate("ann", one.state("ann")["item"]["key"], 3)
+        seen = other.state("ann")
+        assert (seen["done"], seen["place"]) == (1, 1)
+        other.rate("ann", seen["item"]["key"], 9)
+        assert [one.state("ann", f"&at={place}")["item"]["score"] for place in range(3)] == [3, 9, None]
+    assert [answer.score for answer in answers(folder, "ann")] == [3, 9]
+
+
 def test_places_are_whole_numbers_and_stay_within_the_order(client):
     assert client.state("ann", "&at=-5")["place"] == 0
     assert client.state("ann", "&at=500")["item"] is None

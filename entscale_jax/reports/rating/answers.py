@@ -70,7 +70,21 @@ class AnswerFile:
         self._lock = threading.Lock()
         self.note = self._mend() if self.path.exists() else None
         """One line where the file ended within an answer, as after a crash; None where it was whole."""
-        self.scores = scores_of(read_answers(self.path)[0]) if self.path.exists() else {}
+        self._scores: dict[str, int] = {}
+        self._read_size = 0
+
+    @property
+    def scores(self) -> dict[str, int]:
+        """Cell -> score, with what another server of the run has added to the file meanwhile.
+
+        Raises UserError where the file can't be read.
+        """
+        with self._lock:
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size != self._read_size:
+                self._scores = scores_of(read_answers(self.path)[0]) if size else {}
+                self._read_size = size
+            return self._scores
 
     def add(self, answer: Answer) -> None:
         """Appends an answer and returns when it is on the disk. Raises OSError where it is not, the file as before."""
@@ -81,7 +95,6 @@ class AnswerFile:
             _append(self.path, line)
             if is_new:
                 _sync_folder(self.path.parent)
-            self.scores[answer.cell] = answer.score
 
     def _mend(self) -> str | None:
         """Ends the file with a line's end: what was cut within a line goes into a file beside it."""

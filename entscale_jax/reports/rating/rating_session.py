@@ -94,10 +94,12 @@ class _Rater:
 
     @property
     def done(self) -> int:
-        return sum(sample.cell in self.file.scores for sample in self.order)
+        scores = self.file.scores
+        return sum(sample.cell in scores for sample in self.order)
 
     def first_open(self, start: int) -> int:
-        places = (place for place, sample in enumerate(self.order) if sample.cell not in self.file.scores)
+        scores = self.file.scores
+        places = (place for place, sample in enumerate(self.order) if sample.cell not in scores)
         return next((place for place in places if place >= start), len(self.order))
 
     def item(self, place: int) -> dict[str, Any]:
