@@ -126,7 +126,7 @@ def _column_entry(name: str, scorer: str, size: Size, method: str, values: Value
     difference = None
     if method != run.methods[0] and both:
         difference = paired_interval(np.array([values[pair] for pair in both]), np.array([base[pair] for pair in both]))
-    figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean, **scored_by(name, scorer))
+    figure = scored_by(Figure(name=name, value=mean.mean, count=len(values), interval=mean), scorer)
     return Entry(
         size=size, method=method, figure=figure, difference=difference, published=published(name, size, method)
     )

@@ -1,8 +1,10 @@
 """What scored the cosines of image and caption of a run: figures of several scorers do not compare."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
+from ...metrics.figure import Figure
 from ..records import Pair, Run, Sample
 from .features import Group
 
@@ -23,13 +25,13 @@ def values_by_scorer(run: Run, name: str, value: Callable[[Sample], float | None
     return found
 
 
-def scored_by(name: str, scorer: str) -> Mapping[str, str]:
-    """What a `Figure` of the column says of its scorer; nothing of values that no network gave."""
-    if name not in COSINES:
-        return {}
+def scored_by(figure: Figure, scorer: str) -> Figure:
+    """The figure with what is known of its scorer; as it is where no network gave its values."""
+    if figure.name not in COSINES:
+        return figure
     extractor, _, rest = scorer.partition(", resize ")
     resize, _, crop = rest.partition(", crop ")
-    return {"extractor": extractor, "resize": resize, "crop": crop if crop or scorer == UNKNOWN else "none"}
+    return replace(figure, extractor=extractor, resize=resize, crop=crop if crop or scorer == UNKNOWN else "none")
 
 
 def scorer_notes(name: str, scorer: str) -> list[str]:
