@@ -80,7 +80,7 @@ def run_sweep(
     Args:
         spec_path: the file; see `spec.read_sweep`.
         out: the run folder or its URI (s3:// or gs://), `runs/NAME` where it is None. A run that is there goes on.
-        dry_run: only tell what would be drawn.
+        dry_run: only tell what would be drawn with `resume` and `retry_failed` as they are.
         resume: False draws everything again, and first removes the results of the same sweep in the run folder.
         retry_failed: draw again the cells that failed in an earlier run.
         max_failures: begin nothing more once so many cells have failed in this run; None draws the rest all the same.
@@ -99,7 +99,7 @@ def run_sweep(
     check_networks(sweep.file)
     if dry_run:
         sweep.check_folder()
-        show_plan(sweep.plan, sweep.run, console)
+        show_plan(sweep.plan, sweep.run, console, resume=resume, retry_failed=retry_failed)
         return DONE
     with sweep.run.opened() as run:
         sweep.check_folder()

@@ -15,11 +15,11 @@ Values = dict[Pair, float]
 
 
 def values_by_scorer(run: Run, name: str, value: Callable[[Sample], float | None]) -> dict[str, dict[Group, Values]]:
-    """A column's scorer -> size and method -> the values of pictures that were drawn."""
+    """A column's scorer -> size and method -> the values of its pictures."""
     found: dict[str, dict[Group, Values]] = {}
     for size, method in product(run.sizes, run.methods):
         for pair, sample in run.of(size, method).items():
-            if sample.error is None and (one := value(sample)) is not None:
+            if (one := value(sample)) is not None:
                 groups = found.setdefault(sample.scorers.get(name, UNKNOWN), {})
                 groups.setdefault((size, method), {})[pair] = one
     return found
