@@ -89,8 +89,8 @@ def run_sweep(
         console: where to write.
         open_executor: what draws; Ray where it is None.
 
-    Returns the exit code: 0 where every cell is drawn, 1 where some failed, 130 after Ctrl-C, which finishes the calls
-    in hand where it is pressed once. Raises UserError for mistakes in the input.
+    Returns the exit code: 0 where every cell is drawn, 1 where some failed or are missing, 130 after Ctrl-C, which
+    finishes the calls in hand where it is pressed once. Raises UserError for mistakes in the input.
     """
     console = console or Console()
     if max_failures is not None and max_failures < 1:
@@ -316,17 +316,20 @@ def _driver_off_devices() -> Iterator[None]:
 
 
 def _conclude(sweep: Sweep, rows: Mapping[str, Outcome], console: Console, *, drew: bool) -> int:
+    sweep.run.settle()
     if drew:
         rows = sweep.run.read_outcomes(sweep.plan.cells)
-    sweep.run.settle()
     if drew or not is_compacted(sweep.run):
         write_tables(sweep.run, sweep.plan.cells)
     failed = sum(row.error is not None for row in rows.values())
+    missing = len(sweep.plan.cells) - len(rows)
     line = f"{len(rows) - failed} of {len(sweep.plan.cells)} cells are drawn: {sweep.run.place}/samples.parquet"
     if failed:
         line += f"\n{failed} cells failed; --retry-failed draws them again"
+    if missing:
+        line += f"\n{missing} cells are missing; the same command draws them"
     _say(console, line)
-    return SOME_FAILED if failed else DONE
+    return SOME_FAILED if failed or missing else DONE
 
 
 def _say(console: Console, line: str) -> None:
