@@ -30,6 +30,16 @@ def tiny(tiny_folder):
 
 
 @pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory):
+    """A small untrained CLIP of pictures of 32x32, of transformers."""
+    from tiny_clip import write_tiny_clip
+
+    folder = tmp_path_factory.mktemp("tiny_clip")
+    write_tiny_clip(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_upscaler_folder(tmp_path_factory):
     """A small untrained model that enlarges pictures by four."""
     return write_tiny_upscaler(tmp_path_factory.mktemp("tiny_upscaler"))

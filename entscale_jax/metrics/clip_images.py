@@ -36,6 +36,11 @@ class ClipImages:
     deviation: tuple[float, ...] = _DEVIATION
     rescale: float = 1 / 255
 
+    @property
+    def resize(self) -> str:
+        """How pictures are brought to the size that the crop is cut of, in words."""
+        return f"PIL {Image.Resampling(self.resample).name.lower()}, shorter side {self.size}"
+
     @classmethod
     def from_folder(cls, folder: Path) -> "ClipImages":
         """Of transformers' `CLIPImageProcessor`. Raises UserError for a missing file and for steps left out."""

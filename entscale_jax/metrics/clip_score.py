@@ -11,16 +11,47 @@ from jaxtyping import Float
 
 from ..errors import UserError
 from ..models.clip import CLIPConfig, CLIPModel, unit
-from ..weights.files import TRANSFORMERS, find_weights
+from ..weights.files import TRANSFORMERS, WeightFiles, find_weights
 from ..weights.folder import read_json
 from ..weights.hub import find_single_model
 from ..weights.tokenizer import Tokenizer
-from ..weights.torch_format import AbstractRngs, load_parameters
+from ..weights.torch_format import AbstractRngs, Match, load_match, match_parameters
 from .clip_images import ClipImages
 from .extractor import file_hash, filled_batches
 from .figure import Figure, bootstrap_interval
 
 Cosines = Float[np.ndarray, "_count"]
+
+
+@dataclass(frozen=True)
+class ClipFolder:
+    """What a CLIP's folder holds, all but the values of its weights."""
+
+    images: ClipImages
+    tokenizer: Tokenizer
+    files: WeightFiles
+    match: Match
+    others: tuple[Path, ...]
+    """Configs and the tokenizer's files."""
+
+
+def open_clip(model: str | Path, *, dtype: jnp.dtype | type = jnp.float32, allow_pickle: bool = False) -> ClipFolder:
+    """A folder that transformers' `CLIPModel` and `CLIPProcessor` saved, or a hub id of one; touches no device.
+
+    Raises UserError for a folder that is incomplete or of another model.
+    """
+    folder = find_single_model(model, allow_pickle=allow_pickle)
+    config = CLIPConfig.from_json(read_json(folder / "config.json", str(model)))
+    images = ClipImages.from_folder(folder)
+    if images.crop != (config.vision.image_size,) * 2:
+        raise UserError(
+            f"{folder}: preprocessor_config.json crops to {images.crop[1]}x{images.crop[0]}, the model takes "
+            f"{config.vision.image_size}x{config.vision.image_size}"
+        )
+    files = find_weights(folder, TRANSFORMERS, allow_pickle=allow_pickle)
+    match = match_parameters(lambda: CLIPModel(config, rngs=AbstractRngs(), dtype=dtype), files)
+    others = sorted(file for file in folder.glob("*") if file.suffix in (".json", ".txt"))
+    return ClipFolder(images, Tokenizer(folder, config.text.max_position_embeddings), files, match, tuple(others))
 
 
 @dataclass(frozen=True)
@@ -33,28 +64,20 @@ class ClipScorer:
     hash: str
     """Of weights, configs and tokenizer."""
 
+    @property
+    def identity(self) -> str:
+        """Names weights, resize and crop: cosines of equal identities compare."""
+        return f"clip {self.hash[:16]}, resize {self.images.resize}, crop {self.images.crop[1]}x{self.images.crop[0]}"
+
     @classmethod
     def from_pretrained(
         cls, model: str | Path, *, dtype: jnp.dtype | type = jnp.float32, allow_pickle: bool = False
     ) -> "ClipScorer":
-        """From a folder that transformers' `CLIPModel` and `CLIPProcessor` saved, or a hub id of one.
-
-        Raises UserError for a folder that is incomplete or of another model.
-        """
-        folder = find_single_model(model, allow_pickle=allow_pickle)
-        config = CLIPConfig.from_json(read_json(folder / "config.json", str(model)))
-        images = ClipImages.from_folder(folder)
-        if images.crop != (config.vision.image_size,) * 2:
-            raise UserError(
-                f"{folder}: preprocessor_config.json crops to {images.crop[1]}x{images.crop[0]}, the model takes "
-                f"{config.vision.image_size}x{config.vision.image_size}"
-            )
-        files = find_weights(folder, TRANSFORMERS, allow_pickle=allow_pickle)
-        module = load_parameters(lambda: CLIPModel(config, rngs=AbstractRngs(), dtype=dtype), files, dtype)
+        """Of what `open_clip` opens. Raises UserError as that does."""
+        found = open_clip(model, dtype=dtype, allow_pickle=allow_pickle)
+        module = load_match(found.match, dtype)
         assert isinstance(module, CLIPModel)
-        others = sorted(file for file in folder.glob("*") if file.suffix in (".json", ".txt"))
-        tokenizer = Tokenizer(folder, config.text.max_position_embeddings)
-        return cls(module, images, tokenizer, file_hash(*files.files, *others))
+        return cls(module, found.images, found.tokenizer, file_hash(*found.files.files, *found.others))
 
     def __call__(self, images: Sequence[np.ndarray], captions: Sequence[str], *, batch: int = 32) -> Cosines:
         """The cosine of each picture, uint8 [height, width, 3] of any size, with its caption.

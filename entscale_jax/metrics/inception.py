@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from ..errors import UserError
 from ..weights.files import Format, WeightFiles
-from ..weights.torch_format import AbstractRngs, load_parameters
+from ..weights.torch_format import AbstractRngs, Match, load_match, match_parameters
 from .extractor import Extractor, file_hash
 from .resize import CLEAN, clean_batch
 
@@ -200,6 +200,16 @@ class InceptionV3(nnx.Module):
 def load_inception(file: str | Path, dtype: jnp.dtype | type = jnp.float32) -> InceptionV3:
     """The network with the weights of a state dict, in safetensors or as PyTorch saves it (tensors only are read).
 
+    Raises UserError as `match_inception` does.
+    """
+    module = load_match(match_inception(file, dtype), dtype)
+    assert isinstance(module, InceptionV3)
+    return module
+
+
+def match_inception(file: str | Path, dtype: jnp.dtype | type = jnp.float32) -> Match:
+    """Which tensor of the file is which parameter, before any is read; touches no device.
+
     Raises UserError for a file that is missing or holds other weights.
     """
     file = Path(file)
@@ -210,13 +220,11 @@ def load_inception(file: str | Path, dtype: jnp.dtype | type = jnp.float32) -> I
     if file.suffix not in _ENDINGS:
         raise UserError(f"Inception weights {str(file)!r} end in {file.suffix!r}: read are {', '.join(_ENDINGS)}")
     files = WeightFiles((file,), format=_ENDINGS[file.suffix])
-    module = load_parameters(lambda: InceptionV3(rngs=AbstractRngs(), dtype=dtype), files, dtype)
-    assert isinstance(module, InceptionV3)
-    return module
+    return match_parameters(lambda: InceptionV3(rngs=AbstractRngs(), dtype=dtype), files)
 
 
 def inception_extractor(file: str | Path) -> Extractor:
-    """FID's extractor: `clean_resize` to 299x299, then Inception. Raises UserError as `load_inception` does."""
+    """FID's extractor: `clean_resize` to 299x299, then Inception. Raises UserError as `match_inception` does."""
     module = load_inception(file)
 
     def run(images: np.ndarray) -> np.ndarray:

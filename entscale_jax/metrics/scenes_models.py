@@ -53,6 +53,11 @@ class ScenesScorer:
     hash: str
     """Of weights and tokenizer."""
 
+    @property
+    def identity(self) -> str:
+        """Names weights and resize: cosines of equal identities compare."""
+        return f"scenes_clip {self.hash[:16]}, resize {RESIZE}"
+
     @classmethod
     def load(cls, file: Path = FOLDER / CONTRAST, tokenizer: Path = _TOKENIZER) -> "ScenesScorer":
         """As it ships. Raises UserError where the file holds other weights."""

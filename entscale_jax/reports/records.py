@@ -46,6 +46,8 @@ class Sample:
     seconds: float | None = None
     clip: Mapping[str, float] = field(default_factory=dict)
     """Cosines of image and caption by column: `clip`, `scenes_clip`."""
+    scorers: Mapping[str, str] = field(default_factory=dict)
+    """What named the scorer of each (weights, resize and crop); nothing in a run that was drawn before it was kept."""
     sha256: str | None = None
     """Of the image's file."""
 

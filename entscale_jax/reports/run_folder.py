@@ -19,6 +19,7 @@ from ..row_choice import choose_rows
 from .records import BucketSeconds, LayerEntropy, Run, Sample, Size, Undefined
 
 PART = "part"
+_COSINES = ("clip", "scenes_clip")
 _LAYER_COLUMNS = ["model", "width", "height", "method", "layer", "tokens", "train_tokens"]
 
 
@@ -147,7 +148,8 @@ def _sample(row: Mapping[str, Any]) -> Sample:
         entropy=row.get("entropy"),
         error=row.get("error"),
         seconds=row.get("seconds"),
-        clip={name: row[name] for name in ("clip", "scenes_clip") if row.get(name) is not None},
+        clip={name: row[name] for name in _COSINES if row.get(name) is not None},
+        scorers={name: scorer for name in _COSINES if (scorer := row.get(f"{name}_scorer")) is not None},
         sha256=row.get("sha256"),
     )
 

@@ -21,6 +21,7 @@ from .dry_run import show_plan
 from .events import Event, Observer, make_event, tell_all
 from .executor import Executor
 from .interrupts import Interrupts
+from .networks import check_networks
 from .plan import Plan, Task, make_plan
 from .progress import RunProgress
 from .prompts import resolve_prompts
@@ -95,6 +96,7 @@ def run_sweep(
     if max_failures is not None and max_failures < 1:
         raise UserError(f"max_failures is {max_failures}: give a whole number from 1")
     sweep = replace(plan_sweep(spec_path, out), nodes=nodes)
+    check_networks(sweep.file)
     if dry_run:
         sweep.check_folder()
         show_plan(sweep.plan, sweep.run, console, resume=resume, retry_failed=retry_failed)

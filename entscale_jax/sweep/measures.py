@@ -28,8 +28,10 @@ class Measures:
             columns |= _objects(image, caption)
         if Metric.SCENES_CLIP in self._metrics:
             (columns["scenes_clip"],) = _short(self._scenes_scorer([image], [caption], batch=1))
+            columns["scenes_clip_scorer"] = self._scenes_scorer.identity
         if Metric.CLIP in self._metrics:
             (columns["clip"],) = _short(self._clip_scorer([image], [caption], batch=1))
+            columns["clip_scorer"] = self._clip_scorer.identity
         return columns
 
     def features(self, image: np.ndarray) -> Features:

@@ -6,70 +6,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig as TorchConfig
+from tiny_clip import write_tiny_clip
 from transformers import CLIPModel as TorchModel
 
 from entscale_jax.errors import UserError
 from entscale_jax.metrics.clip_score import ClipScorer, clip_figure, clip_scores
 from entscale_jax.models.clip import CLIPConfig
-from entscale_jax.scenes.tokenizer import write_tokenizer
 
 BOUND = 1e-5  # of a cosine, as asked; measured 2.1e-7 (vectors) and 9e-8 (cosines)
 CAPTIONS = ("a red circle", "a blue square and a green triangle", "a yellow circle with a red square, a blue circle")
 SIZES = ((40, 40), (37, 61), (90, 50))
 
 
-def _save(folder, *, act="quick_gelu", eos=582, size=32):
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": 583,
-        "hidden_size": 24,
-        "intermediate_size": 52,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "max_position_embeddings": 24,
-        "hidden_act": act,
-        "eos_token_id": eos,
-        "bos_token_id": 581,
-        "pad_token_id": 582,
-    }
-    vision = {
-        "hidden_size": 40,
-        "intermediate_size": 68,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 5,
-        "image_size": size,
-        "patch_size": 8,
-        "hidden_act": act,
-    }
-    model = TorchModel(TorchConfig(text_config=text, vision_config=vision, projection_dim=28)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # far from transformers' start, where all layers do next to nothing
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
-    write_tokenizer(folder)
-    processor = {
-        "crop_size": {"height": size, "width": size},
-        "size": {"shortest_edge": size},
-        "resample": 3,
-        "do_resize": True,
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "image_mean": [0.48, 0.46, 0.41],
-        "image_std": [0.27, 0.26, 0.28],
-        "image_processor_type": "CLIPImageProcessor",
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    _save(folder)
-    return folder
+@pytest.fixture
+def folder(tiny_clip_folder):
+    return tiny_clip_folder
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +60,12 @@ def test_scores_are_transformers(folder, pictures):
 
 def test_gelu_and_the_old_end_of_text(tmp_path, pictures):
     """OpenCLIP's activation; and eos_token_id 2, which means the highest id, as OpenAI's own configs say."""
-    _save(tmp_path, act="gelu", eos=2)
+    write_tiny_clip(tmp_path, act="gelu", eos=2)
     _, images, texts = _reference(tmp_path, pictures, CAPTIONS)
     scorer = ClipScorer.from_pretrained(tmp_path)
     assert np.abs(scorer.see(pictures) - images).max() < BOUND
     assert np.abs(scorer.read(CAPTIONS) - texts).max() < BOUND
-    _save(tmp_path / "quick", eos=2)
+    write_tiny_clip(tmp_path / "quick", eos=2)
     quick = ClipScorer.from_pretrained(tmp_path / "quick")
     assert np.abs(quick.see(pictures) - images).max() > 100 * BOUND
 

@@ -1,5 +1,6 @@
 """Every kind of bad spec, given to the command: one line with file, line and key, exit code 2, nothing written."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -177,6 +178,49 @@ BAD = {
         11,
         "unknown key 'vgg': use one of inception",
     ),
+    "Inception's weights that are missing": (
+        "[objects]",
+        "[clip, fid]\n  extractors:\n    clip: TINY_CLIP\n    inception: nofile.pth",
+        13,
+        "extractors.inception: Inception weights 'nofile.pth' do not exist: give the file",
+    ),
+    "Inception's weights of another format": (
+        "[objects]",
+        "[kid]\n  extractors: {inception: c.parquet}",
+        11,
+        "extractors.inception: Inception weights 'c.parquet' end in '.parquet': read are .safetensors, .pth",
+    ),
+    "Inception's weights that are no pickle": (
+        "[objects]",
+        "[patch_fid]\n  extractors: {inception: parquet.pth}",
+        11,
+        "extractors.inception: parquet.pth can't be read as weights of PyTorch",
+    ),
+    "Inception's weights of another network": (
+        "[objects]",
+        "[fid]\n  extractors: {inception: MODEL/vae/diffusion_pytorch_model.safetensors}",
+        11,
+        "missing key Conv2d_1a_3x3.bn.bias",
+    ),
+    "a CLIP that is missing": (
+        "[objects]",
+        "[clip]\n  extractors: {clip: ./nowhere/clip}",
+        11,
+        "extractors.clip: model folder './nowhere/clip' does not exist: give transformers' folder",
+    ),
+    "a CLIP of an empty folder": ("[objects]", "[clip]\n  extractors: {clip: specs/nothing}", 11, "config.json"),
+    "a CLIP that is a text encoder": (
+        "[objects]",
+        "[clip]\n  extractors: {clip: MODEL/text_encoder}",
+        11,
+        "extractors.clip: CLIPModel: model_type='clip_text_model': implemented is 'clip'",
+    ),
+    "a CLIP without its weights": (
+        "[objects]",
+        "[clip]\n  extractors: {clip: clip}",
+        11,
+        "extractors.clip: clip/model.safetensors is missing",
+    ),
     "metrics that are a word": ("[objects]", "objects", 10, "metrics is 'objects': give a list"),
     "a tab": ("  seeds", "\tseeds", 7, "this is no valid YAML"),
     "a bracket that stays open": ("[0, 3]", "[0, 3", 8, "this is no valid YAML"),
@@ -197,7 +241,7 @@ BAD = {
 
 
 @pytest.fixture
-def place(tmp_path, tiny_folder, monkeypatch):
+def place(tmp_path, tiny_folder, tiny_clip_folder, monkeypatch):
     """A folder with a sweep's file to be, and the files that it might name."""
     folder = tmp_path / "specs"
     folder.mkdir()
@@ -205,6 +249,8 @@ def place(tmp_path, tiny_folder, monkeypatch):
     pq.write_table(pa.table({"caption": ["a red circle", "a blue square"], "n": [1, 2]}), folder / "c.parquet")
     (folder / "nothing").mkdir()
     (tmp_path / "c.parquet").write_bytes((folder / "c.parquet").read_bytes())
+    (tmp_path / "parquet.pth").write_bytes((folder / "c.parquet").read_bytes())
+    shutil.copytree(tiny_clip_folder, tmp_path / "clip", ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "empty.txt").write_text("\n")
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (folder / "link.txt").symlink_to(tmp_path / "captions.txt")
@@ -214,7 +260,7 @@ def place(tmp_path, tiny_folder, monkeypatch):
 
     def write(old="", new=""):
         assert old in GOOD
-        text = GOOD.replace(old, new, 1).replace("MODEL", str(tiny_folder))
+        text = GOOD.replace(old, new, 1).replace("MODEL", str(tiny_folder)).replace("TINY_CLIP", str(tiny_clip_folder))
         (folder / "s.yaml").write_text(text)
         return folder / "s.yaml"
 
@@ -272,9 +318,17 @@ def test_a_file_that_is_missing(entscale, tmp_path):
 
 @pytest.mark.parametrize("command", ["submit", "sweep"])
 def test_every_way_in_refuses_alike(place, entscale, tmp_path, command):
-    path = place("steps: 2", "steps: 0")
-    before = files(tmp_path)
-    code, captured = entscale(command, path, "--out", "~/run")
-    assert code == 2
-    assert f"{path}:8: sampler.steps is 0" in captured.err
-    assert files(tmp_path) == before
+    for old, new, said in (
+        ("steps: 2", "steps: 0", "8: sampler.steps is 0"),
+        (
+            "[objects]",
+            "[fid]\n  extractors: {inception: no.pth}",
+            "11: extractors.inception: Inception weights 'no.pth'",
+        ),
+    ):
+        path = place(old, new)
+        before = files(tmp_path)
+        code, captured = entscale(command, path, "--out", "~/run")
+        assert code == 2
+        assert f"{path}:{said}" in captured.err
+        assert files(tmp_path) == before

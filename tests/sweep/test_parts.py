@@ -127,6 +127,19 @@ def test_an_image_lost_from_a_part_is_drawn_again(sweep, undisturbed, tmp_path, 
     _same(tmp_path / "run", undisturbed)
 
 
+def test_parts_without_the_newest_columns_go_on(sweep, undisturbed, tmp_path, small_parts):
+    run, newest = tmp_path / "run", ["scenes_clip_scorer", "clip_scorer"]
+    assert sweep(FakeExecutor(fault=After(KeyboardInterrupt(), 10))) == 130
+    older = _parts(run)
+    for path in older:
+        pq.write_table(pq.read_table(path).drop_columns(newest), path)
+    assert sweep(FakeExecutor()) == 0
+    assert pq.read_table(run / "samples.parquet").select(newest).to_pylist() == CELLS * [dict.fromkeys(newest)]
+    _same(run, undisturbed)
+    assert older
+    assert read_run(run).samples[0].scorers == {}
+
+
 def test_failed_cells_of_parts_are_drawn_again(sweep, undisturbed, tmp_path, small_parts):
     def fault(worker, task):
         return "RuntimeError: no" if task.chunk.width == 96 else None

@@ -73,6 +73,7 @@ def test_columns_are_those_of_the_design(undisturbed):
     assert pq.read_schema(undisturbed / "samples.parquet").names == [
         *("cell", "model", "width", "height", "method", "prompt", "seed", "image", "seconds", "device"),
         *("objects_exact", "objects_missing", "objects_extra", "entropy", "scenes_clip", "clip"),
+        *("scenes_clip_scorer", "clip_scorer"),
         *("sha256", "error"),
     ]
     assert pq.read_schema(undisturbed / "entropy.parquet").names == [

@@ -57,7 +57,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
     figures = [entry.figure for entry in entries]
     counts = sorted({figure.count for figure in figures})
     pictures = sorted({figure.pictures for figure in figures})
-    crops = "" if figures[0].crop == "none" else f" crops of {_span(pictures)}"
+    crops = f" crops of {_span(pictures)}" if figures[0].pictures else ""
     notes = [f"{_span(counts)}{crops} images a figure", *_references(entries)]
     if any(figure.interval for figure in figures):
         notes.append("in brackets 95% bootstrap intervals; differences are of pairs of the same caption and seed")

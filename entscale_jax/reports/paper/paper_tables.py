@@ -27,6 +27,7 @@ from .patch_figures import PATCHES
 from .patch_tables import patch_tables
 from .published import published
 from .references import Reference, check_large_enough, own_reference, picture_reference, run_reference
+from .scorers import scored_by, scorer_notes, values_by_scorer
 
 Values = Mapping[Pair, float]
 OpenExtractor = Callable[[str, Run], Extractor]
@@ -183,34 +184,28 @@ def _column_value(name: str, sample: Sample) -> float | None:
 
 
 def _column_tables(run: Run, name: str) -> list[PaperTable]:
-    column = COLUMNS[name]
-    values = {
-        (size, method): {
-            pair: value
-            for pair, sample in run.of(size, method).items()
-            if (value := _column_value(name, sample)) is not None
+    """One table, or for cosines one of each scorer."""
+    column, tables = COLUMNS[name], []
+    for scorer, values in values_by_scorer(run, name, partial(_column_value, name)).items():
+        entries = {
+            (size, method): _column_entry(
+                name, scorer, size, method, found, values.get((size, run.methods[0]), {}), run
+            )
+            for (size, method), found in values.items()
         }
-        for size in run.sizes
-        for method in run.methods
-    }
-    entries = {
-        (size, method): _column_entry(name, size, method, found, values.get((size, run.methods[0]), {}), run)
-        for (size, method), found in values.items()
-        if found
-    }
-    one = make_table(name, column.title, column.digits, run, entries)
-    if name == "seconds" and not run.memory:
-        one = replace(one, notes=(*one.notes, NOT_RECORDED))
-    return [one]
+        one = make_table(name, column.title, column.digits, run, entries)
+        notes = [*scorer_notes(name, scorer), *([NOT_RECORDED] if name == "seconds" and not run.memory else [])]
+        tables.append(replace(one, notes=(*one.notes, *notes)))
+    return tables
 
 
-def _column_entry(name: str, size: Size, method: str, values: Values, base: Values, run: Run) -> Entry:
+def _column_entry(name: str, scorer: str, size: Size, method: str, values: Values, base: Values, run: Run) -> Entry:
     mean = bootstrap_interval(np.array(list(values.values())))
     both = [pair for pair in values if pair in base]
     difference = None
     if method != run.methods[0] and both:
         difference = paired_interval(np.array([values[pair] for pair in both]), np.array([base[pair] for pair in both]))
-    figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean)
+    figure = scored_by(Figure(name=name, value=mean.mean, count=len(values), interval=mean), scorer)
     return Entry(
         size=size,
         method=method,

@@ -31,10 +31,15 @@ SAMPLES = {
     "entropy": "float32",
     "scenes_clip": "float32",
     "clip": "float32",
+    "scenes_clip_scorer": "string",
+    "clip_scorer": "string",
     "sha256": "string",
     "error": "string",
 }
-"""Columns of `samples.parquet` and their types. Null stands for what was not measured; `sha256` is of the PNG."""
+"""Columns of `samples.parquet` and their types. Null stands for what was not measured; `sha256` is of the PNG.
+
+What named the scorer of a cosine (weights, resize and crop) is null in rows of runs that were drawn before it was kept.
+"""
 
 ENTROPY = {
     "cell": "string",
@@ -151,8 +156,16 @@ def encode(table: "pa.Table") -> bytes:
 
 
 def decode(data: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
-    """The table in a Parquet file, or some of its columns."""
+    """The table in a Parquet file, or some of its columns; one of SAMPLES that an older file lacks is null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        if columns is None:
+            return file.read()
+        there = file.schema_arrow.names
+        table = file.read([name for name in columns if name in there])
+    for name in columns:
+        if name not in there:
+            table = table.append_column(name, pa.nulls(table.num_rows, arrow_type(SAMPLES[name])))
+    return table.select(list(columns))
