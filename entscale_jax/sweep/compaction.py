@@ -90,9 +90,11 @@ class Compaction:
 
     def finish(self) -> None:
         """Waits for what is being gathered, and raises what that raised."""
-        if self._running is not None:
-            wait([self._running])
-            running, self._running = self._running, None
+        running = self._running
+        if running is not None:
+            wait([running])
+            if self._running is running:
+                self._running = None
             running.result()
 
     def close(self) -> None:
