@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -85,10 +86,21 @@ class Sampler(_Strict):
     guidance: float = Field(default=5.0, ge=0.0, allow_inf_nan=False)
 
 
-class ScenePrompts(_Strict):
-    """So many balanced captions of the built-in scenes; of one seed, a shorter set begins a longer one."""
+def _no_more_than_differ(count: int) -> int:
+    from ..scenes.captions import count_captions
 
-    scenes: int = Field(ge=1)
+    if count > (most := count_captions()):
+        raise UserError(f"{count} captions are asked for, and {most} differ: give that many or fewer")
+    return count
+
+
+class ScenePrompts(_Strict):
+    """So many balanced captions of the built-in scenes; of one seed, a shorter set begins a longer one.
+
+    At most as many as differ, 6,852. Some come more than once long before.
+    """
+
+    scenes: Annotated[int, Field(ge=1), AfterValidator(_no_more_than_differ)]
     seed: int = Field(default=0, ge=0)
 
 
@@ -467,7 +479,19 @@ def _shipped(document: Document) -> dict[str, dict[str, float]]:
     models = document.value.get("train_entropy", {}) if "metadata" not in document.value else {}
     if not isinstance(models, Mapping):
         raise document.error(("train_entropy",), "train_entropy is no table of model: layers, as a run's spec.yaml has")
-    return {str(model): dict(TrainEntropy.of(layers).layers) for model, layers in models.items()}
+    return {str(model): _shipped_by(document, str(model), layers) for model, layers in models.items()}
+
+
+def _shipped_by(document: Document, model: str, layers: object) -> dict[str, float]:
+    place = ("train_entropy", model)
+    if not isinstance(layers, Mapping):
+        raise document.error(
+            place, f"train_entropy.{model} is {layers!r}: give layer -> nats, as a run's spec.yaml has"
+        )
+    try:
+        return dict(TrainEntropy.of(layers).layers)
+    except UserError as error:
+        raise document.error(place, f"train_entropy.{model}: {error}") from error
 
 
 _OF_A_RUN = ("weights", "train_entropy", "undefined")
