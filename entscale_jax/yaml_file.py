@@ -59,7 +59,7 @@ for _tag, _pattern, _first in (
 
 
 def _misread(node: yaml.Node) -> str:
-    text = node.value if isinstance(node, yaml.ScalarNode) else node.id
+    text = node.value if isinstance(node, yaml.ScalarNode) else "this"
     if text.lstrip("+-").isdecimal():  # Python reads no more than some thousand digits.
         return "a number of too many digits"
     return f"{text[:60]!r} is no !!{node.tag.rpartition(':')[2]}"
