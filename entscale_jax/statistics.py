@@ -92,8 +92,9 @@ def _resampled(
 
 
 def interval(value: Interval, digits: int) -> str:
-    """A mean with its interval: `0.25 (0.10 to 0.40)`."""
-    return f"{value.mean:.{digits}f} ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    """A mean with its interval: `0.25 (−0.10 to 0.40)`."""
+    mean, low, high = (number(one, digits) for one in (value.mean, value.low, value.high))
+    return f"{mean} ({low} to {high})"
 
 
 def percent(value: Interval) -> str:
@@ -103,10 +104,17 @@ def percent(value: Interval) -> str:
 
 def signed(value: Interval, digits: int) -> str:
     """A difference with its interval, every number with its sign but those that round to zero."""
-    mean, low, high = (_signed(number, digits) for number in (value.mean, value.low, value.high))
+    mean, low, high = (signed_number(one, digits) for one in (value.mean, value.low, value.high))
     return f"{mean} ({low} to {high})"
 
 
-def _signed(number: float, digits: int) -> str:
-    text = f"{abs(number):.{digits}f}"
-    return text if float(text) == 0 else f"{'+' if number > 0 else '−'}{text}"
+def number(value: float, digits: int) -> str:
+    """A number with a minus where it is negative, but not where it rounds to zero."""
+    return signed_number(value, digits).removeprefix("+")
+
+
+def signed_number(value: float, digits: int) -> str:
+    """A number with its sign, but not where it rounds to zero."""
+    text = f"{abs(value):.{digits}f}"
+    sign = "+" if value > 0 else "−" if value < 0 else ""
+    return text if float(text) == 0 else f"{sign}{text}"

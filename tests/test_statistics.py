@@ -5,26 +5,26 @@ import pytest
 
 from entscale_jax import statistics
 from entscale_jax.errors import UserError
-from entscale_jax.statistics import Interval, bootstrap, bootstrap_mean
+from entscale_jax.statistics import Interval, bootstrap, bootstrap_mean, interval, number, signed, signed_number
 
 
 def test_equal_values_have_an_interval_without_width():
-    (interval,) = bootstrap_mean(np.full((6, 1), 2.5))
-    assert interval == Interval(2.5, 2.5, 2.5, 6)
+    (found,) = bootstrap_mean(np.full((6, 1), 2.5))
+    assert found == Interval(2.5, 2.5, 2.5, 6)
 
 
 def test_two_values_reach_both():
     # The mean of two resampled values is 0, 0.5 or 1 with probability 1/4, 1/2, 1/4.
-    (interval,) = bootstrap_mean(np.array([[0.0], [1.0]]))
-    assert (interval.mean, interval.low, interval.high) == (0.5, 0.0, 1.0)
+    (found,) = bootstrap_mean(np.array([[0.0], [1.0]]))
+    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
 
 
 def test_width_is_that_of_the_normal_law_for_many_values():
     values = np.random.default_rng(3).normal(5.0, 2.0, (1500, 1))
-    (interval,) = bootstrap_mean(values)
+    (found,) = bootstrap_mean(values)
     half = 1.96 * values.std() / np.sqrt(1500)
-    assert interval.high - interval.mean == pytest.approx(half, rel=0.05)
-    assert interval.mean - interval.low == pytest.approx(half, rel=0.05)
+    assert found.high - found.mean == pytest.approx(half, rel=0.05)
+    assert found.mean - found.low == pytest.approx(half, rel=0.05)
 
 
 def test_more_values_narrow_the_interval():
@@ -90,3 +90,11 @@ def test_a_ratio_is_one_of_means_and_not_a_mean_of_ratios():
 @pytest.mark.parametrize(("low", "high", "holds"), [(-1, 1, True), (0, 2, True), (-2, 0, True), (0.1, 2, False)])
 def test_zero_on_a_bound_is_held(low, high, holds):
     assert Interval(0.5, low, high, 3).holds_zero is holds
+
+
+def test_numbers_have_a_minus_and_a_rounded_zero_has_none():
+    assert interval(Interval(-1.0, -2.04, -0.04, 3), 1) == "−1.0 (−2.0 to 0.0)"
+    assert signed(Interval(1.0, -2.04, -0.04, 3), 1) == "+1.0 (−2.0 to 0.0)"
+    assert [number(value, 2) for value in (-0.004, 0.004, -0.005001, 1234.5)] == ["0.00", "0.00", "−0.01", "1234.50"]
+    assert [signed_number(value, 1) for value in (-0.04, 0.04, 0.06, -3.0)] == ["0.0", "0.0", "+0.1", "−3.0"]
+    assert number(float("nan"), 1) == "nan"

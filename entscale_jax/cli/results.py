@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from ..buckets import parse_size
+from ..errors import UserError
 from .application import app
 from .options import read_seeds
 
@@ -132,7 +133,10 @@ def tables(
             show_default=False,
         ),
     ] = None,
-    column: Annotated[str, typer.Option(help="Of a Parquet reference, the column with the pictures.")] = "image",
+    column: Annotated[
+        str | None,
+        typer.Option(help="Of a Parquet reference, the column with the pictures. [default: image]", show_default=False),
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="markdown, csv or latex.")] = "markdown",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write; printed if not given.", show_default=False)
@@ -141,7 +145,9 @@ def tables(
         Path | None,
         typer.Option(help="Write them into a section of this document, such as docs/tables.md.", show_default=False),
     ] = None,
-    section: Annotated[str, typer.Option(help="Of the document, the section.")] = "tables",
+    section: Annotated[
+        str | None, typer.Option(help="Of the document, the section. [default: tables]", show_default=False)
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help="A metric whose table is wanted, such as fid; may be given again.", show_default=False),
@@ -168,8 +174,9 @@ def tables(
     ] = False,
 ) -> None:
     """Print a run's figures by size and method with their intervals, beside those that the paper prints."""
-    from ..reports.paper.tables_command import Choice, write_section, write_tables
+    from ..reports.paper.tables_command import SECTION, Choice, write_section, write_tables
 
+    _check_places(document, section, form, out)
     if memory:
         from ..sweep.memory import record_memory
 
@@ -178,10 +185,27 @@ def tables(
     measured = {"measure": tuple(measure or ()), "inception": inception}
     choice = Choice(reference=reference, column=column, only=tuple(only or ()), **measured)
     if document is not None:
-        write_section(run, document, choice, section=section, options=" --memory" if memory else "")
+        write_section(run, document, choice, section=section or SECTION, flags=["--memory"] if memory else [])
         return
     text = write_tables(run, choice, form=form)
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text, encoding="utf-8")
+        _write(out, text)
+
+
+def _check_places(document: Path | None, section: str | None, form: str, out: Path | None) -> None:
+    """Raises UserError for options of `tables` of which one would leave the other unread."""
+    if document is None and section is not None:
+        raise UserError(f"--section {section} is of a document: give --document FILE, or leave --section out")
+    if document is not None and out is not None:
+        raise UserError(f"--document and --out: the tables go to {document} or to {out}, so leave one of the two out")
+    if document is not None and form != "markdown":
+        raise UserError(f"--format {form}: a section of {document} is Markdown, so give --out FILE in its place")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} can't be written: {error.strerror}") from error

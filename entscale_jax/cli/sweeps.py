@@ -56,7 +56,10 @@ def submit(
         ),
     ] = None,
     home: Annotated[
-        Path | None, typer.Option(help="Where the run is brought to; runs/NAME if not given.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Where the run is brought to from the head node's folder; runs/NAME if not given.", show_default=False
+        ),
     ] = None,
     address: Annotated[
         str | None,

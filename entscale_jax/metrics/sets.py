@@ -25,12 +25,6 @@ def fid_figure(
             raise UserError(
                 f"features of {each.extractor!r} are no features of {extractor.identity!r}: extract them anew"
             )
-    fewest = min(moments.count, against.count)
-    few = (
-        f"of {fewest} pictures for {extractor.width} features: dominated by its bias"
-        if fewest <= extractor.width
-        else ""
-    )
     return Figure(
         name=f"{extractor.name}_fid".lstrip("_"),
         value=fid(moments, against),
@@ -40,8 +34,16 @@ def fid_figure(
         resize=extractor.resize,
         crop=crop,
         extractor=extractor.hash,
-        remark=few,
+        remark=bias_remark(moments, against),
     )
+
+
+def bias_remark(moments: Moments, against: Moments) -> str:
+    """What to know of a Frechet distance of no more pictures than features; nothing where there are more."""
+    fewest = min(moments.count, against.count)
+    if fewest > moments.width:
+        return ""
+    return f"of {fewest} pictures for {moments.width} features: dominated by its bias"
 
 
 def kid_figure(

@@ -80,7 +80,7 @@ def run_sweep(
     Args:
         spec_path: the file; see `sweep_file.read_sweep`.
         out: the run folder or its URI (s3:// or gs://), `runs/NAME` where it is None. A run that is there goes on.
-        dry_run: only tell what would be drawn.
+        dry_run: only tell what would be drawn with `resume` and `retry_failed` as they are.
         resume: False draws everything again, and first removes the results of the same sweep in the run folder.
         retry_failed: draw again the cells that failed in an earlier run.
         max_failures: begin nothing more once so many cells have failed in this run; None draws the rest all the same.
@@ -89,8 +89,8 @@ def run_sweep(
         console: where to write.
         open_executor: what draws; Ray where it is None.
 
-    Returns the exit code: 0 where every cell is drawn, 1 where some failed, 130 after Ctrl-C, which finishes the calls
-    in hand where it is pressed once. Raises UserError for mistakes in the input.
+    Returns the exit code: 0 where every cell is drawn, 1 where some failed or are missing, 130 after Ctrl-C, which
+    finishes the calls in hand where it is pressed once. Raises UserError for mistakes in the input.
     """
     console = console or Console()
     if max_failures is not None and max_failures < 1:
@@ -98,7 +98,7 @@ def run_sweep(
     sweep = replace(plan_sweep(spec_path, out), nodes=nodes)
     if dry_run:
         sweep.check_folder()
-        show_plan(sweep.plan, sweep.run, console)
+        show_plan(sweep.plan, sweep.run, console, resume=resume, retry_failed=retry_failed)
         return DONE
     with sweep.run.opened() as run:
         sweep.check_folder()
@@ -315,17 +315,20 @@ def _driver_off_devices() -> Iterator[None]:
 
 
 def _conclude(sweep: Sweep, rows: Mapping[str, Outcome], console: Console, *, drew: bool) -> int:
+    sweep.run.settle()
     if drew:
         rows = sweep.run.read_outcomes(sweep.plan.cells)
-    sweep.run.settle()
     if drew or not is_compacted(sweep.run):
         write_tables(sweep.run, sweep.plan.cells)
     failed = sum(row.error is not None for row in rows.values())
+    missing = len(sweep.plan.cells) - len(rows)
     line = f"{len(rows) - failed} of {len(sweep.plan.cells)} cells are drawn: {sweep.run.place}/samples.parquet"
     if failed:
         line += f"\n{failed} cells failed; --retry-failed draws them again"
+    if missing:
+        line += f"\n{missing} cells are missing; the same command draws them"
     _say(console, line)
-    return SOME_FAILED if failed else DONE
+    return SOME_FAILED if failed or missing else DONE
 
 
 def _say(console: Console, line: str) -> None:

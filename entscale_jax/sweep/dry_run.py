@@ -87,16 +87,17 @@ def _compile_seconds(program: Program, ledger: Mapping[str, Any]) -> float | Non
     return None
 
 
-def show_plan(plan: Plan, run: RunFolder, console: Console) -> None:
-    """Prints buckets, tokens, multipliers, counts and the estimate."""
+def show_plan(plan: Plan, run: RunFolder, console: Console, *, resume: bool = True, retry_failed: bool = False) -> None:
+    """Prints buckets, tokens, multipliers, counts and the estimate of what `run_sweep` would do with these options."""
     rows = run.read_outcomes(plan.cells) if run.exists() else {}
-    wanted = {cell.id for cell in plan.cells if cell.id not in rows}
+    again = {key for key, row in rows.items() if not resume or (retry_failed and row.error is not None)}
+    wanted = {cell.id for cell in plan.cells} - (rows.keys() - again)
     for model in plan.models:
         console.print(_size_table(plan, model))
     ledger = run.read_json("programs.json") or {}
     for line in map(str, plan.undefined):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for line in _summary(plan, wanted, estimate(plan, wanted, rows, ledger)):
+    for line in _summary(plan, wanted, len(again), estimate(plan, wanted, rows, ledger)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -137,14 +138,15 @@ def _joined(values: Iterable[object]) -> str:
     return "/".join(map(str, values))
 
 
-def _summary(plan: Plan, wanted: set[str], guess: Estimate) -> list[str]:
-    drawn = len(plan.cells) - len(wanted)
+def _summary(plan: Plan, wanted: set[str], again: int, guess: Estimate) -> list[str]:
+    there = len(plan.cells) - len(wanted) + again
+    known = f"{there} of them in the run folder already" + (f", of which {again} are drawn again" if again else "")
     tasks = plan.tasks(wanted)
     kinds = Counter(call[0] for call in {call for task in tasks for call in calls_for(task.chunk.program)})
     basis = "measured in this run folder" if guess.measured else "a rough estimate for one CPU worker"
     times = f"{duration(guess.draw)} of drawing and {duration(guess.compile)} of compiling (less from the cache)"
     return [
-        f"{len(plan.cells)} cells, {drawn} of them in the run folder already; {len(tasks)} chunks to draw",
+        f"{len(plan.cells)} cells, {known}; {len(tasks)} chunks to draw",
         f"programs to make ready: {', '.join(f'{kinds[kind]} {kind}' for kind in ('denoise', 'decode', 'text'))}",
         f"about {times}: {basis}",
     ]

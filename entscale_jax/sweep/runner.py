@@ -115,6 +115,7 @@ class Runner:
         self._idle: list[str] = []
         self._busy: set[str] = set()
         self._deaths = 0
+        self._last_death = ""
         self._begin_at = 0.0
         self._nobody_since: float | None = None
 
@@ -217,10 +218,13 @@ class Runner:
         return next((device_kind(one) for one in self._executor.devices() if one["worker"] == worker), "")
 
     def _lost(self, event: Lost) -> None:
-        self._deaths += 1
+        self._last_death = event.reason
         self._queues.leave(event.worker)
         if event.worker in self._idle:
             self._idle.remove(event.worker)
+        if event.task is not None or not (self._idle or self._busy):
+            # Those that never live on some nodes are not the fault of workers that draw on others.
+            self._deaths += 1
         if event.task is not None:
             verdict = self._retries.node_lost(event.task) if event.node else self._retries.fault(event.task)
             self._follow(verdict, event.task, f"the worker died: {event.reason}")
@@ -254,4 +258,7 @@ class Runner:
             return
         self._nobody_since = self._nobody_since or time.monotonic()
         if time.monotonic() - self._nobody_since > GONE_SECONDS:
-            raise WorkersGone(f"no worker was left, and none came back within {GONE_SECONDS:.0f} s")
+            raise WorkersGone(
+                f"no worker was left, and none came back within {GONE_SECONDS:.0f} s; the last one died of: "
+                f"{self._last_death}"
+            )

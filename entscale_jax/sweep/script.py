@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .api import run_sweep
+from .api import INTERRUPTED, run_sweep
 from .storage.places import is_uri
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
@@ -15,7 +15,7 @@ BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the sweep's exit code, or 2 where the input is at fault."""
+    """Returns the sweep's exit code, 2 where the input is at fault, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         return run_sweep(
@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Error: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def run_folder(out: str | None, environment: Mapping[str, str]) -> str | None:
@@ -56,7 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", help="run folder on this node, or s3:// or gs:// with one; runs/NAME where it is left out"
     )
-    parser.add_argument("--no-resume", dest="resume", action="store_false", help="draw all of it again")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep what the run folder holds, or draw all of it again",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="draw cells again that failed before")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first cell that fails")
     parser.add_argument("--max-failures", type=int, help="stop at so many cells that fail; never where it is left out")

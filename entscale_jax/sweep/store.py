@@ -59,7 +59,7 @@ class RunFolder:
         self.files = files or open_files(place)
         self._order: dict[str, int] = {}
         self._lease: Lease | None = None
-        self._compaction = Compaction(self.files, self._order, self._whole_row)
+        self._compaction = Compaction(self.files, self._order, self._whole_row, self._check_held)
 
     @property
     def place(self) -> str:
@@ -145,6 +145,7 @@ class RunFolder:
 
     def forget(self) -> None:
         """Removes all results, for a run that starts again from nothing."""
+        self._compaction.finish()
         for folder, end in (
             ("rows", ".json"),
             ("samples", ".parquet"),
@@ -173,15 +174,18 @@ class RunFolder:
 
     def read_outcomes(self, cells: Sequence[Cell]) -> dict[str, Outcome]:
         """What came of those cells that are whole or have failed, by cell id; parts are read in three columns only."""
+        # Read before the parts, and newer than they are; the same in `read_rows`.
+        loose = [(row["cell"], row.get("error"), row.get("seconds")) for row in self._loose_rows(cells)]
         found = [(row["cell"], row["error"], row["seconds"]) for row in self._part_rows(("error", "seconds"))]
-        found += [(row["cell"], row.get("error"), row.get("seconds")) for row in self._loose_rows(cells)]
+        found += loose
         chosen = choose_rows((cell, error is not None) for cell, error, _ in found)
         known = ((cell.id, chosen.get(cell.id)) for cell in cells)
         return {cell: Outcome(*found[position][1:]) for cell, position in known if position is not None}
 
     def read_rows(self, cells: Sequence[Cell]) -> dict[str, Row]:
         """The rows of those cells that are whole or have failed, by cell id. Those in parts are without layers."""
-        found = [*self._part_rows(tuple(SAMPLES)), *self._loose_rows(cells)]
+        loose = list(self._loose_rows(cells))
+        found = [*self._part_rows(tuple(SAMPLES)), *loose]
         chosen = choose_rows((row["cell"], row.get("error") is not None) for row in found)
         return {cell.id: found[chosen[cell.id]] for cell in cells if cell.id in chosen}
 
@@ -218,7 +222,7 @@ class RunFolder:
             store_cell(self.files, cell.id, png, row)
         else:
             self.files.write(image_name(cell.id), png)
-            self.files.write(row_name(cell.id), dump_json({**row, "image": image_name(cell.id)}).encode())
+            self._compaction.replace(cell.id, dump_json({**row, "image": image_name(cell.id)}).encode())
 
     def write_failure(self, cell: Cell, row: Row, error: str) -> None:
         """Stores that a cell could not be drawn, and why."""
@@ -227,7 +231,7 @@ class RunFolder:
         if self.remote:
             self.files.create(row_name(cell.id), data)
         else:
-            self.files.write(row_name(cell.id), data)
+            self._compaction.replace(cell.id, data)
         self._compaction.note(cell.id)
 
     def note_stored(self, cell: Cell) -> None:
@@ -236,9 +240,9 @@ class RunFolder:
         self._compaction.note(cell.id)
 
     def forget_failures(self, cells: Iterable[str]) -> None:
-        """Lets cells that failed be drawn again; until they are, those at a URI are unfinished."""
-        if self.remote:
-            self.files.remove(row_name(cell) for cell in cells)
+        """Lets cells that failed be drawn again; until they are, those in no part are unfinished."""
+        self._compaction.finish()
+        self.files.remove(row_name(cell) for cell in cells)
 
     def settle(self) -> None:
         """Gathers the rows that are left, where there are many or others are in parts already."""

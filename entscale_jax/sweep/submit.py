@@ -30,7 +30,6 @@ from .cluster.ray_environment import prepare_token
 from .prompts import resolve_prompts
 from .run_spec import SpecDumper, check_same
 from .storage.places import is_uri, open_files
-from .store import RunFolder
 from .sweep_file import SweepFile, read_sweep
 
 JOBS = "http://127.0.0.1:8265"
@@ -59,7 +58,7 @@ class Submission:
     out: str | None = None
     """The run folder on the head node, or a URI; `~/runs/NAME` where it is None."""
     home: Path | None = None
-    """Where the run is brought to on this machine; `runs/NAME` where it is None."""
+    """Where the run is brought to on this machine, or drawn where that is done here; `runs/NAME` where it is None."""
     address: str | None = None
     retry_failed: bool = False
     resume: bool = True
@@ -77,25 +76,26 @@ def submit(submission: Submission, console: Console, call: Call | None = None) -
     _check_no_manifest(submission.path)
     document = read_yaml(submission.path).value
     way = choose_way(document, submission.address)
+    _check_way_home(submission, way)
     if way is Way.HERE:
         _say(console, "no cluster but this machine: drawing here")
         return run_sweep(
             submission.path,
-            out=submission.out,
+            out=submission.out or submission.home,
             resume=submission.resume,
             retry_failed=submission.retry_failed,
             max_failures=submission.max_failures,
             console=console,
         )
-    file = read_sweep(submission.path)
+    file, nodes = read_sweep(submission.path), promised_nodes(document)
     spec = portable_spec(file)
     if find_spec("ray") is None:
         raise UserError("a cluster needs Ray: install entscale-jax[sweep]")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "sweep.yaml").write_text(spec, encoding="utf-8")
         if way is Way.JOB:
-            return _as_job(submission, Path(folder), call)
-        return _on_cluster(submission, file, promised_nodes(document), Path(folder), console, call)
+            return _as_job(submission, file.spec.name, nodes, Path(folder), call)
+        return _on_cluster(submission, file, nodes, Path(folder), console, call)
 
 
 def choose_way(document: object, address: str | None) -> Way:
@@ -112,6 +112,22 @@ def choose_way(document: object, address: str | None) -> Way:
     provider, auth = document["provider"], document.get("auth")
     local = provider.get("type") == "local" and provider.get("head_ip") in ("127.0.0.1", "localhost", "::1")
     return Way.HERE if local and not (isinstance(auth, Mapping) and auth.get("ssh_user")) else Way.CLUSTER
+
+
+def _check_way_home(submission: Submission, way: Way) -> None:
+    """Raises UserError for a --home where no run is brought."""
+    home, out = submission.home, submission.out
+    if home is None:
+        return
+    if way is Way.HERE and out is not None:
+        raise UserError(f"--out {out} and --home {home}: the sweep is drawn here, in one folder: give one of them")
+    if out is not None and is_uri(out):
+        raise UserError(
+            f"--home {home}: a run at a URI stays there: leave --home out, and then "
+            f"entscale fetch {shlex.quote(out)} --to {shlex.quote(str(home))}"
+        )
+    if way is Way.JOB:
+        raise UserError(f"--home {home}: with --address a run stays on the head node: leave --home out")
 
 
 def _check_no_manifest(path: Path) -> None:
@@ -143,23 +159,35 @@ def ray(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "ray.scripts.scripts", *arguments]
 
 
-def job_command(spec: str, out: str, submission: Submission) -> list[str]:
-    """What a job runs."""
+def job_command(spec: str, out: str, submission: Submission, nodes: int) -> list[str]:
+    """What a job runs, on so many nodes at least."""
     flags = [
         *(["--retry-failed"] if submission.retry_failed else []),
         *([] if submission.resume else ["--no-resume"]),
         *([] if submission.max_failures is None else ["--max-failures", str(submission.max_failures)]),
+        *([] if nodes == 1 else ["--nodes", str(nodes)]),
     ]
     return ["python", "-m", "entscale_jax.sweep", spec, "--out", out, *flags]
 
 
-def _as_job(submission: Submission, folder: Path, call: Call) -> int:
-    out = submission.out or ""
+def job_name(name: str) -> str:
+    """An id for a job that draws the sweep of this name."""
+    return f"entscale-{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+
+
+def ask_code(python: str, address: str, job: str) -> list[str]:
+    """A command that ends with the exit code of a job's driver, which is the sweep's own."""
+    return [python, "-m", "entscale_jax.sweep.cluster.job_code", address, job]
+
+
+def _as_job(submission: Submission, name: str, nodes: int, folder: Path, call: Call) -> int:
+    out, address, job = submission.out or "", submission.address or JOBS, job_name(name)
     if not is_uri(out) and not out.startswith(("/", "~/")):
         raise UserError("a job's working directory is thrown away: give --out a URI, or an absolute path on the head")
-    command = ["job", "submit", "--address", submission.address or JOBS, "--working-dir", str(folder), "--"]
-    code = call(ray(*command, *job_command("sweep.yaml", out, submission)))
-    return exit_code(out, failed=code != 0) if is_uri(out) else code
+    command = ["job", "submit", "--address", address, "--submission-id", job, "--working-dir", str(folder), "--"]
+    if call(ray(*command, *job_command("sweep.yaml", out, submission, nodes))) == 0:
+        return 0
+    return call(ask_code(sys.executable, address, job))
 
 
 def _on_cluster(submission: Submission, file: SweepFile, nodes: int, folder: Path, console: Console, call: Call) -> int:
@@ -171,20 +199,30 @@ def _on_cluster(submission: Submission, file: SweepFile, nodes: int, folder: Pat
     # Starts what is not there. On what is there it renews `metadata` and leaves Ray and its drivers running.
     _must(call(ray("up", "-y", "--no-restart", config)), f"ray up {config}")
     _must(call(ray("rsync-up", config, str(folder / "sweep.yaml"), remote)), "copying the sweep to the head node")
-    job = f"entscale-{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    job = job_name(name)
     start = ["ray", "job", "submit", "--address", JOBS, "--submission-id", job, "--"]
     follow = f"ray exec {shlex.quote(config)} 'ray job logs --follow {job}'"
     _say(console, f"job {job}; it goes on where this is ended: {follow}")
     # As a job, so that the driver outlives this connection.
-    job_line = [*start, *job_command(remote, out, submission), "--nodes", str(nodes)]
-    code = call(ray("exec", config, shlex.join(job_line)))
+    job_line = shlex.join([*start, *job_command(remote, out, submission, nodes)])
+    code = call(ray("exec", config, job_line)) and _code_on_head(config, name, job, folder, call)
     if is_uri(out):
         _say(console, f"the run is in {out}: entscale fetch {shlex.quote(out)} brings it home")
-        return exit_code(out, failed=code != 0)
-    return _bring_home(config, out, home, folder, console, call, failed=code != 0)
+    else:
+        _bring_home(config, out, home, folder, console, call)
+    return code
 
 
-def _bring_home(config: str, out: str, home: Path, folder: Path, console: Console, call: Call, *, failed: bool) -> int:
+def _code_on_head(config: str, name: str, job: str, folder: Path, call: Call) -> int:
+    """The exit code of a job's driver, as a file: `ray exec` hands none on. 1 where the head tells none."""
+    remote, here = f"~/entscale-{name}.code", folder / "code"
+    ask = shlex.join(ask_code("python", JOBS, job))
+    if call(ray("exec", config, f"{ask}; echo $? > {remote}")) or call(ray("rsync-down", config, remote, str(here))):
+        return 1
+    return int(here.read_text(encoding="utf-8"))
+
+
+def _bring_home(config: str, out: str, home: Path, folder: Path, console: Console, call: Call) -> None:
     there = folder / "spec.yaml"
     if call(ray("rsync-down", config, f"{out}/spec.yaml", str(there))) or not there.is_file():
         raise UserError("the job began no run, see its lines above")
@@ -193,31 +231,11 @@ def _bring_home(config: str, out: str, home: Path, folder: Path, console: Consol
     home.mkdir(parents=True, exist_ok=True)
     _must(call(ray("rsync-down", config, f"{out}/", f"{home}/")), "bringing the run home")
     _say(console, f"the run is in {home}: entscale report {shlex.quote(str(home))}")
-    return exit_code(home, failed=failed)
 
 
 def _check_home(home: Path) -> None:
     if home.exists() and not (home / "spec.yaml").is_file() and (not home.is_dir() or any(home.iterdir())):
         raise UserError(f"{home} holds other things and no run: give another folder with --home")
-
-
-def exit_code(run: Path | str, *, failed: bool) -> int:
-    """The sweep's own exit code, which neither ssh nor a job hands on, from the last event of its log.
-
-    1 where the job failed and the log can't be read from here, as a bucket whose credentials the cluster alone has.
-    """
-    if not failed:
-        return 0
-    last = None
-    with contextlib.suppress(UserError):
-        for event in RunFolder(run).events():
-            last = event
-    if last is None or last["event"] != "end":
-        return 1
-    if last["outcome"] == "interrupted":
-        return 130
-    # A job that was refused leaves the log of the run before it, which may have ended well.
-    return 1 if last["outcome"] in ("done", "failures") and last["failed"] else 2
 
 
 def _checked(out: str) -> str:

@@ -32,6 +32,7 @@ SIZES = ((128, 128), (64, 64), (192, 128))
 METHODS = (Scaling.of("original"), Scaling.of("entropy"))
 PROMPTS = tuple(f"number {number}" for number in range(40))
 WIDTH = 3
+KINDS = ("scenes_fid", "scenes_kid")
 SPEC = {
     "name": "known",
     "models": ["scenes"],
@@ -275,7 +276,7 @@ def test_a_document_holds_the_tables_that_are_asked_for(make_run, tmp_path):
     write_section(run, document, Choice(only=("seconds",)), section="cost")
     text = document.read_text()
     assert "Seconds an image" in text
-    assert "--only seconds --document" in text
+    assert f"`entscale tables {run} --only seconds --document {document} --section cost`" in text
     assert "distance" not in text
     with pytest.raises(UserError, match="--only 'fid' is none of the run's tables: scenes_fid, "):
         write_section(run, document, Choice(only=("seconds", "fid")), section="cost")
@@ -311,9 +312,95 @@ def test_a_reference_that_is_too_small_is_told(make_run, tmp_path):
         make_tables(run, tmp_path / "real", lambda identity, run: extractor(identity))
 
 
+def keep(folder, size, method, count):
+    """Leaves so many cells of a size and method."""
+    for path in [
+        path
+        for path in sorted((folder / "rows").glob("*.json"))
+        if (row := json.loads(path.read_text()))
+        and ((row["width"], row["height"]), row["method"]) == (size, method.label)
+    ][count:]:
+        path.unlink()
+
+
+def test_distances_of_few_pictures_are_told(make_run):
+    folder, bias = make_run(), "pictures for 3 features: dominated by its bias"
+    keep(folder, SIZES[1], METHODS[1], WIDTH)
+    keep(folder, SIZES[2], METHODS[1], 1)
+    (fid,) = make_tables(read_run(folder), only=["scenes_fid"])
+    assert fid.notes[-2:] == (
+        f"64x64 entropy of 3 {bias}",
+        "of one picture, and so without a distance: 192x128 entropy",
+    )
+    assert (Size("scenes", 192, 128), "entropy") not in fid.entries
+    few, reference = make_run("few", prompts=PROMPTS[:WIDTH]), make_run("other", sizes=SIZES[:1])
+    (fid,) = make_tables(read_run(few), reference, only=["scenes_fid"])
+    assert fid.notes[-1] == f"of 3 {bias}"
+    # The control: of a picture more than features nothing is told.
+    more = make_run("more", prompts=PROMPTS[: WIDTH + 1])
+    (fid,) = make_tables(read_run(more), reference, only=["scenes_fid"])
+    assert not any("bias" in note for note in fid.notes)
+
+
+def test_pictures_without_a_distance_are_told(make_run):
+    one, reference, said = make_run("one", sizes=SIZES[1:2], prompts=PROMPTS[:1]), make_run("other"), []
+    with pytest.raises(
+        UserError, match=r"scenes_fid is of two pictures or more .*one picture of each of 64x64 original, 64x64 entropy"
+    ):
+        make_tables(read_run(one), reference)
+    tables = by_metric(make_tables(read_run(make_run("train", sizes=SIZES[:1])), say=said.append))
+    assert "scenes_fid" not in tables
+    assert [line[: line.index(" is of")] for line in said] == [f"no table of {name}: {name}" for name in KINDS]
+    assert said[0].endswith("has none beside its own reference")
+
+
 def test_a_run_without_its_training_size_needs_a_reference(make_run):
+    run, said = read_run(make_run(sizes=SIZES[1:])), []
+    tables = make_tables(run, say=said.append)
+    assert [table.metric for table in tables] == [
+        *("scenes_clip", "objects_exact", "objects_missing", "objects_extra", "seconds")
+    ]
+    assert [line.split(":")[0] for line in said] == ["no table of scenes_fid", "no table of scenes_kid"]
+    assert "no pictures of scenes at its training size by rule original" in said[0]
+    said.clear()
+    assert [table.metric for table in make_tables(run, only=["scenes_clip"], say=said.append)] == ["scenes_clip"]
+    assert said == []
     with pytest.raises(UserError, match="no pictures of scenes at its training size by rule original"):
-        make_tables(read_run(make_run(sizes=SIZES[1:])))
+        make_tables(run, only=["scenes_clip", "scenes_fid"])
+
+
+def test_a_reference_that_does_not_fit_is_not_read_for_other_tables(make_run, tmp_path):
+    run = read_run(make_run())
+    write_pictures(tmp_path / "real", WIDTH)
+    (table,) = make_tables(run, only=["objects_exact"])
+    assert len(table.entries) == len(SIZES) * len(METHODS)
+    with pytest.raises(UserError, match=r"--reference .*real is read by none of the tables of run .* asked for"):
+        make_tables(run, tmp_path / "real", only=["objects_exact"])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "has no ratings yet: have"),
+        ('{"cell": "ab', r"has no ratings yet \(.*ann.jsonl: line 1 is no whole answer"),
+    ],
+)
+def test_ratings_that_hold_no_answer_leave_the_other_tables(make_run, content, says):
+    folder, said = make_run(), []
+    (folder / "ratings").mkdir()
+    (folder / "ratings" / "ann.jsonl").write_text(content)
+    assert "objects_exact" in by_metric(make_tables(read_run(folder), say=said.append))
+    assert len(said) == 1
+    with pytest.raises(UserError, match=says):
+        make_tables(read_run(folder), only=["rating"])
+
+
+def test_ratings_of_other_pictures_are_told(make_run):
+    folder, said = make_run(), []
+    (folder / "ratings").mkdir()
+    (folder / "ratings" / "ann.jsonl").write_text('{"cell": "0123", "score": 7, "time": "2026-11-01T10:00:00+00:00"}\n')
+    assert "objects_exact" in by_metric(make_tables(read_run(folder), say=said.append))
+    assert said == [f"no table of rating: the ratings of run {folder} are of none of its pictures"]
 
 
 @pytest.mark.parametrize(

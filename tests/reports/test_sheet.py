@@ -123,6 +123,7 @@ def test_what_is_asked_for_is_shown(folder, choice, columns, pairs):
     ("choice", "said"),
     [
         ({"sizes": [(65, 64)]}, "--sizes '65x64' is not in run synthetic, which has 64x64, 96x64"),
+        ({"sizes": []}, "--sizes '' is not in run synthetic, which has 64x64, 96x64"),
         ({"methods": "original,entropi"}, "--methods 'entropi' is not in run synthetic, which has original, entropy,"),
         ({"methods": "fixed:0.9"}, "--methods 'fixed:0.9' is not"),
         ({"methods": ","}, "--methods ',' is not"),

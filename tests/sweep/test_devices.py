@@ -52,6 +52,30 @@ def test_workers_that_share_a_gpu_share_its_memory():
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in alone[0].env
 
 
+@pytest.mark.parametrize("nodes", [[1], [2], [3], [4], [2, 1], [1, 1, 3], [8, 0]])
+@pytest.mark.parametrize("workers", range(1, 14))
+def test_as_many_workers_as_were_asked_for_have_room_on_the_gpus(nodes, workers):
+    """Ray's rule: a share is of one GPU and counts in ten-thousandths; whole GPUs are free where nobody shares them."""
+    placements = place_workers({"GPU": sum(nodes)}, (), workers, None, by_node=[{"GPU": count} for count in nodes])
+    free = [10_000] * sum(nodes)
+    for placement in placements:
+        need = int(placement.options["num_gpus"] * 10_000)
+        place = next((gpu for gpu, left in enumerate(free) if left >= need), None)
+        assert place is not None, f"no room for a worker of {need}: {free} is left"
+        free[place] -= need
+    assert len(placements) == workers
+    # No smaller than they must be.
+    shared = [10_000 - left for left in free if left < 10_000]
+    assert workers > sum(nodes) or shared == [10_000] * workers
+
+
+@pytest.mark.parametrize(("gpus", "workers", "share"), [(2, 3, 1 / 2), (2, 5, 1 / 3), (3, 4, 1 / 2), (2, 4, 1 / 2)])
+def test_shares_of_several_gpus(gpus, workers, share):
+    placements = place_workers({"GPU": gpus}, (), workers, None)
+    assert {placement.options["num_gpus"] for placement in placements} == {share}
+    assert {placement.env["XLA_PYTHON_CLIENT_MEM_FRACTION"] for placement in placements} == {f"{0.9 * share:.3f}"}
+
+
 ALL = {"CPU": 8.0, "GPU": 2.0, "TPU": 8.0}
 
 

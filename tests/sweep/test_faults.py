@@ -15,7 +15,7 @@ from sweep_fakes import FakeExecutor
 from entscale_jax import cli
 from entscale_jax.errors import UserError
 from entscale_jax.sweep import plan_sweep, run_sweep
-from entscale_jax.sweep.executor import Compile
+from entscale_jax.sweep.executor import Compile, Lost
 
 CELLS = 3 * 2 * 5 * 2
 
@@ -211,11 +211,30 @@ def test_while_a_preempted_worker_is_away_the_others_draw(sweep, tmp_path, undis
 def test_where_no_worker_comes_back_the_run_ends_and_keeps_what_it_has(sweep, tmp_path, undisturbed, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("entscale_jax.sweep.runner.GONE_SECONDS", 0.02)
-        with pytest.raises(UserError, match=r"none came back within 0 s\. What is drawn is kept"):
+        with pytest.raises(UserError, match=r"none came back within 0 s; the last one died of: killed\. What is"):
             sweep(FakeExecutor(fault=Once("node", 3), late=10**9))
     rest = FakeExecutor(fault=Once("node", 3), late=2)
     assert sweep(rest) == 0
     assert len(rest.log) == 18 - 3 + 1
+    assert _rows(tmp_path / "run") == undisturbed
+
+
+def test_nodes_without_a_device_do_not_end_a_run_that_draws_on_another(sweep, tmp_path, undisturbed):
+    class Barren(FakeExecutor):
+        """Nodes come by the dozen on which no worker lives, while the only one that does draws its first chunk."""
+
+        barren = 0
+
+        def wait(self, seconds):
+            if self.barren < 40:
+                self.barren += 1
+                return [Lost(f"late-{self.barren}", None, "Ray offers a GPU and JAX finds only cpu")]
+            return super().wait(seconds)
+
+        def replace(self, worker):
+            return worker + "+" if worker.startswith("late") else super().replace(worker)
+
+    assert sweep(Barren()) == 0
     assert _rows(tmp_path / "run") == undisturbed
 
 

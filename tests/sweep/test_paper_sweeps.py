@@ -41,5 +41,25 @@ def test_tables_have_the_papers_sizes():
     assert _missing("table3.yaml", "rating", ("original", "entropy")) == []
     assert _missing("table4.yaml", "fid", ("original", "entropy", "resize")) == [*train_size, ("512x512", "resize")]
     assert _missing("table5.yaml", "fid", ("multidiffusion",)) == [("512x512", "multidiffusion")]
+    assert _missing("table5.yaml", "fid", ("original", "entropy")) == train_size
     # The control: sizes that the paper has not.
     assert _missing("figure13.yaml", "fid", ("original",)) == [("1024x1024", "original")]
+
+
+def test_table_5_has_its_own_figures_of_4000_pictures():
+    spec = read_sweep(FOLDER / "table5.yaml").spec
+    assert spec.prompts.count == 4000
+    found = {
+        (width, method): published("fid", Size(spec.models[0], width, width), method, spec.prompts.count)
+        for width in (224, 768)
+        for method in ("entropy", "multidiffusion")
+    }
+    assert found == {
+        (224, "entropy"): (5, 50.3515, 4000),
+        (224, "multidiffusion"): (5, 154.6925, 4000),
+        (768, "entropy"): (5, 28.1372, 4000),
+        (768, "multidiffusion"): (5, 40.9270, 4000),
+    }
+    # The control: of 30,000 pictures it is Table 1's, and where the count is not asked for, too.
+    for count in (30_000, None):
+        assert published("fid", Size(spec.models[0], 224, 224), "entropy", count) == (1, 41.8925, 30_000)

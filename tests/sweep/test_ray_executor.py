@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectStoreFullError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectStoreFullError, RayTaskError
 
 from entscale_jax.errors import UserError
 from entscale_jax.sweep.cluster import ray_executor
@@ -110,6 +110,72 @@ def test_where_workers_never_live_none_is_started_any_more(cluster, monkeypatch)
         assert (lost.worker, lost.task, lost.node) == (name, None, False)
         name = executor.replace(name)
     assert len(_nodes(cluster)) == started + 1 + IN_VAIN
+
+
+def _without_device():
+    """What Ray raises where a worker's hello does."""
+    said = UserError("Ray offers a GPU on node9 and JAX finds only cpu: install the extra cuda")
+    return RayTaskError("hello", "a traceback", said).as_instanceof_cause()
+
+
+def test_where_a_late_worker_lacks_its_device_the_others_draw_on(cluster, monkeypatch):
+    executor = _executor()
+    executor.start()
+    started = len(_nodes(cluster))
+    name = executor.replace("worker-1")
+    executor._running["ref of a task"] = ("worker-0", "task")
+
+    def get(ref, timeout):
+        if ref == "ref of a task":
+            return SimpleNamespace()
+        raise _without_device()
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: ([ref for ref in refs if "hello" in ref], []))
+    for _ in range(10):
+        (lost,) = executor.wait(0.0) or [None]
+        if lost is None:
+            break
+        assert (lost.worker, lost.task, lost.node) == (name, None, False)
+        assert lost.reason.startswith("Ray offers a GPU on node9 and JAX finds only cpu")
+        name = executor.replace(name)
+    assert len(_nodes(cluster)) == started + 1 + IN_VAIN
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (list(refs), []))
+    assert [event.task for event in executor.wait(0.0)] == ["task"]
+
+
+@pytest.mark.parametrize("lacking", [1, 2])
+def test_workers_start_where_one_has_its_device_and_are_refused_where_none_has(cluster, monkeypatch, lacking):
+    hellos = []
+
+    def get(ref, timeout):
+        hellos.append(ref)
+        if len(hellos) <= lacking:
+            raise _without_device()
+        return {"kind": "cpu"}
+
+    monkeypatch.setattr(ray, "get", get)
+    executor = _executor()
+    if lacking == 2:
+        with pytest.raises(UserError, match="worker-0 can't start: Ray offers a GPU on node9"):
+            executor.start()
+    else:
+        assert executor.start() == ["worker-1"]
+        assert [event.worker for event in executor.wait(0.0)] == ["worker-0.1"]
+
+
+def test_the_name_of_a_worker_that_was_given_up_is_not_used_again(cluster, monkeypatch):
+    executor = _executor()
+    executor.start()
+    name = "worker-1"
+    monkeypatch.setattr(ray, "get", lambda ref, timeout: pytest.fail("nobody is to be heard"))
+    for _ in range(2 + IN_VAIN):
+        name = executor.replace(name)
+    assert "worker-1" not in {other.partition(".")[0] for other in executor._placements}
+    cluster.nodes.update({"n2": {"CPU": 2.0}, "n3": {"CPU": 2.0}})
+    monkeypatch.setattr(ray, "get", lambda ref, timeout: {"kind": "cpu"})
+    monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: (list(refs)[-2:], []))
+    assert [event.worker for event in executor.wait(0.0)] == ["worker-2", "worker-3"]
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,33 @@ def test_dry_run_of_a_run_estimates_from_its_timings(sweep, undisturbed, console
     assert "measured in this run folder" in printed
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "60 cells, 60 of them in the run folder already; 0 chunks to draw"),
+        (
+            {"retry_failed": True},
+            "60 cells, 60 of them in the run folder already, of which 10 are drawn again; 3 chunks to draw",
+        ),
+        ({"resume": False}, "60 cells, 60 of them in the run folder already, of which 60 are drawn again; 18 chunks"),
+    ],
+)
+def test_dry_run_tells_what_its_options_would_draw(sweep, tmp_path, console, options, told):
+    executor = FakeExecutor(fault=lambda worker, task: "no" if _is_widest_original(task) else None)
+    assert sweep(executor) == 1
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert sweep(FakeExecutor(), dry_run=True, **options) == 0
+    assert told in console.file.getvalue()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == files
+    drawn = FakeExecutor()
+    sweep(drawn, **options)
+    assert len(drawn.log) == int(told.partition("; ")[2].partition(" ")[0])
+
+
+def _is_widest_original(task):
+    return task.chunk.width == 96 and task.program.method.label == "original"
+
+
 def test_without_an_executor_a_sweep_starts_ray(fake_models, spec_file, tmp_path, monkeypatch, console):
     asked = []
 

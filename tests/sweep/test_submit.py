@@ -1,11 +1,13 @@
 """`entscale submit`: the way that a YAML means, the commands of each, and that nothing of a spec is one of them."""
 
+import http.server
 import io
 import json
 import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,12 @@ from sweep_fakes import SPEC
 from entscale_jax.errors import UserError
 from entscale_jax.sweep import script
 from entscale_jax.sweep.api import run_sweep
+from entscale_jax.sweep.cluster import job_code
 from entscale_jax.sweep.cluster.nodes import promised_nodes
 from entscale_jax.sweep.cluster.ray_environment import prepare_token
 from entscale_jax.sweep.events import NAME, EventLog, make_event
 from entscale_jax.sweep.script import run_folder
-from entscale_jax.sweep.store import RunFolder
-from entscale_jax.sweep.submit import Submission, Way, choose_way, exit_code, portable_spec, submit
+from entscale_jax.sweep.submit import Submission, Way, choose_way, portable_spec, submit
 from entscale_jax.sweep.sweep_file import read_sweep
 
 LOCAL = {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []}
@@ -67,11 +69,13 @@ def test_nodes_that_a_file_promises(config, nodes):
 
 
 class Cluster:
-    """Plays Ray's launcher: keeps the commands, and a head node's home folder that files go to and come from."""
+    """Plays Ray's launcher: keeps the commands, and a head node's home folder that files go to and come from.
 
-    def __init__(self, folder, code=0, event=None, fail=()):
+    `code` is the exit code of a job's driver, None where its head tells none.
+    """
+
+    def __init__(self, folder, code=0, fail=()):
         self.folder, self.code, self.fail = folder, code, fail
-        self.event = event or make_event("end", outcome="done", finished=1, failed=0)
         self.commands = []
         folder.mkdir()
 
@@ -84,6 +88,8 @@ class Cluster:
             return 1
         if verb == "rsync-up":
             self._path(rest[2]).write_bytes(Path(rest[1]).read_bytes())
+        elif verb == "exec" and "job_code" in rest[1]:
+            return self._tell_code(rest[1])
         elif verb == "exec":
             return self._run(shlex.split(rest[1]))
         elif verb == "rsync-down":
@@ -98,11 +104,27 @@ class Cluster:
         return self.folder / name[2:].rstrip("/")
 
     def _run(self, words):
-        out = self._path(words[words.index("--out") + 1])
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "spec.yaml").write_text("sweep: {name: small}\n")
-        EventLog(out / NAME)(self.event)
-        return self.code
+        out = words[words.index("--out") + 1]
+        if not out.startswith("s3://"):
+            self._path(out).mkdir(parents=True, exist_ok=True)
+            (self._path(out) / "spec.yaml").write_text("sweep: {name: small}\n")
+            # What a run of days before left: it is not this job's.
+            EventLog(self._path(out) / NAME)(make_event("end", outcome="interrupted", finished=1, failed=2))
+        return int(self.code != 0)  # all that `ray exec` hands on
+
+    def _tell_code(self, line):
+        """The head's shell, with a Python that only asks for the job of the line before."""
+        if self.code is None:
+            return 1
+        started = shlex.split(self.commands[-2][2])
+        job = started[started.index("--submission-id") + 1]
+        asked = f"-m entscale_jax.sweep.cluster.job_code http://127.0.0.1:8265 {job}"
+        bins = self.folder / "bin"
+        bins.mkdir()
+        (bins / "python").write_text(f'#!/bin/sh\n[ "$*" = "{asked}" ] && exit {self.code}\nexit 99\n')
+        (bins / "python").chmod(0o755)
+        environment = {"HOME": str(self.folder), "PATH": f"{bins}:{os.environ['PATH']}"}
+        return subprocess.run(["bash", "-c", line], env=environment, check=False).returncode
 
 
 @pytest.fixture
@@ -133,35 +155,71 @@ def test_a_cluster_is_started_or_refreshed_and_the_run_comes_home(cluster_file, 
     assert sent == read_sweep(cluster_file).spec
 
 
-@pytest.mark.parametrize(
-    ("code", "event", "expected"),
-    [
-        (1, {"outcome": "done", "failed": 2}, 1),
-        (0, {"outcome": "done", "failed": 0}, 0),
-        (1, {"outcome": "interrupted", "failed": 0}, 130),
-        (1, {"outcome": "stopped", "failed": 0}, 2),
-        (1, {"outcome": "failures", "failed": 1}, 1),
-        (1, {"outcome": "done", "failed": 0}, 2),  # of the run before: this job was refused
-    ],
-)
-def test_the_exit_code_is_the_sweeps_own(cluster_file, tmp_path, code, event, expected):
-    cluster = Cluster(tmp_path / "head", code, make_event("end", finished=1, **event))
-    assert submit(Submission(cluster_file), Console(file=io.StringIO()), cluster) == expected
-    assert exit_code(tmp_path / "nowhere", failed=True) == 1
+@pytest.mark.parametrize("out", [None, "s3://bucket/run"])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 2), (130, 130), (None, 1)])
+def test_the_exit_code_is_the_sweeps_own_and_not_of_a_run_before(cluster_file, tmp_path, code, expected, out):
+    cluster, console = Cluster(tmp_path / "head", code), Console(file=io.StringIO(), width=300)
+    assert submit(Submission(cluster_file, out=out), console, cluster) == expected
+    told = "entscale fetch s3://bucket/run brings it home" if out else "the run is in runs/small"
+    assert told in console.file.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_the_exit_code_of_a_run_in_a_bucket_is_read_there(cluster_file, spec_file, s3):
-    run, console = RunFolder(f"{s3}/run"), Console(file=io.StringIO(), width=300)
-    run.event_log()(make_event("end", outcome="interrupted", finished=1, failed=0))
-    cluster_job = Submission(spec_file, out=run.place, address="http://head:8265")
-    assert submit(cluster_job, console, lambda command: 1) == 130
-    on_cluster = Submission(cluster_file, out=run.place)
-    assert submit(on_cluster, console, lambda command: int("exec" in command)) == 130
-    assert f"entscale fetch {run.place} brings it home" in console.file.getvalue()
-    # The control: where the log can't be read, all that is known is that the job failed.
-    elsewhere = Submission(cluster_file, out="s3://no-such-bucket/run")
-    assert submit(elsewhere, console, lambda command: int("exec" in command)) == 1
+@pytest.mark.parametrize("out", ["/data/run", "s3://bucket/run"])
+def test_the_exit_code_of_a_job_is_asked_for_by_its_id(spec_file, out):
+    commands = []
+
+    def call(command):
+        commands.append(command)
+        return 1 if "submit" in command else 130
+
+    job = Submission(spec_file, out=out, address="http://head:8265")
+    assert submit(job, Console(file=io.StringIO()), call) == 130
+    started, asked = commands
+    name = started[started.index("--submission-id") + 1]
+    assert name.startswith("entscale-small-")
+    assert asked == [sys.executable, "-m", "entscale_jax.sweep.cluster.job_code", "http://head:8265", name]
+
+
+@pytest.fixture
+def jobs():
+    """A head node's address for jobs, as Ray's client asks there; `jobs.code` is of the driver of job `known`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            details = {"type": "SUBMISSION", "status": "FAILED", "entrypoint": "x", "driver_exit_code": server.code}
+            answers = {"/api/version": VERSION, "/api/jobs/known": {**details, "submission_id": "known"}}
+            self.send_response(200 if self.path in answers else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers.get(self.path)).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+VERSION = {"version": "4", "ray_version": "2", "ray_commit": "", "session_name": ""}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("driver", "code"), [(0, 0), (1, 1), (2, 2), (130, 130), (-9, 137), (None, 1)])
+def test_a_jobs_code_is_that_of_its_driver(jobs, driver, code):
+    jobs.code = driver
+    assert job_code.main([jobs.address, "known"]) == code
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_job_that_is_not_known_has_failed(jobs, capsys):
+    jobs.code = 2
+    assert job_code.main([jobs.address, "other"]) == 1
+    assert capsys.readouterr().err.startswith("the exit code of other is not known: ")
 
 
 @pytest.mark.parametrize("verb", ["up", "rsync-up", "rsync-down"])
@@ -208,6 +266,29 @@ def test_a_job_takes_the_sweep_alone(spec_file):
         with pytest.raises(UserError, match="working directory is thrown away"):
             submit(Submission(spec_file, out=out, address="http://head:8265"), Console(file=io.StringIO()), call)
     assert len(seen) == 1
+
+
+def test_a_job_waits_for_the_nodes_of_its_yaml(cluster_file):
+    commands = []
+    job = Submission(cluster_file, out="/data/run", address="http://head:8265")
+    assert submit(job, Console(file=io.StringIO()), lambda command: commands.append(command) or 0) == 0
+    ((*_, flag, nodes),) = commands
+    assert (flag, nodes) == ("--nodes", "2")
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        ({"out": "s3://bucket/run"}, r"--home h: .* entscale fetch s3://bucket/run --to h$"),
+        ({"out": "s3://bucket/run", "address": "http://head:8265"}, "entscale fetch s3://bucket/run --to h$"),
+        ({"out": "/data/run", "address": "http://head:8265"}, "--home h: with --address a run stays on the head node"),
+    ],
+)
+def test_a_home_that_no_run_comes_to_is_refused_before_anything_runs(cluster_file, way, told):
+    commands = []
+    with pytest.raises(UserError, match=told):
+        submit(Submission(cluster_file, home=Path("h"), **way), Console(file=io.StringIO()), commands.append)
+    assert commands == []
 
 
 def test_what_travels_names_no_file(tmp_path):
@@ -302,6 +383,25 @@ def test_the_script_says_in_one_line_what_is_wrong(tmp_path, capsys):
     assert capsys.readouterr().err.startswith(f"Error: {tmp_path / 's.yaml'}:1: key 'model' is missing")
 
 
+def test_ctrl_c_while_the_script_plans_is_one_line(monkeypatch, capsys):
+    def planning(path, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "run_sweep", planning)
+    assert script.main(["s.yaml"]) == 130
+    assert capsys.readouterr().err == "Error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "resume"), [([], True), (["--resume"], True), (["--no-resume"], False)], ids=["", "resume", "no-resume"]
+)
+def test_the_script_takes_both_forms_of_resume(monkeypatch, options, resume):
+    asked = []
+    monkeypatch.setattr(script, "run_sweep", lambda path, **rest: asked.append(rest["resume"]) or 0)
+    assert script.main(["s.yaml", *options]) == 0
+    assert asked == [resume]
+
+
 def test_a_yaml_of_this_machine_is_drawn_here(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("entscale_jax.sweep.submit.run_sweep", lambda path, **rest: asked.append((path, rest)) or 7)
@@ -309,6 +409,11 @@ def test_a_yaml_of_this_machine_is_drawn_here(tmp_path, monkeypatch):
     assert submit(Submission(tmp_path / "s.yaml", out="x"), Console(file=io.StringIO())) == 7
     assert asked[0][0] == tmp_path / "s.yaml"
     assert asked[0][1]["out"] == "x"
+    assert submit(Submission(tmp_path / "s.yaml", home=tmp_path / "h"), Console(file=io.StringIO())) == 7
+    assert asked[1][1]["out"] == tmp_path / "h"
+    with pytest.raises(UserError, match="--out x and --home h: the sweep is drawn here, in one folder"):
+        submit(Submission(tmp_path / "s.yaml", out="x", home=Path("h")), Console(file=io.StringIO()))
+    assert len(asked) == 2
 
 
 def test_the_token_of_the_home_folder_is_shown_to_clusters(tmp_path, monkeypatch):

@@ -181,6 +181,13 @@ def test_metadata_is_renewed_by_entscale_submit_and_not_by_ray_submit(folder, st
     ] == ["done"]
 
 
+def test_entscale_submit_ends_as_the_job_did_on_the_head(steps):
+    refused = steps["entscale submit of another sweep"]
+    assert "runs/renewed holds another sweep: sampler.steps is 3 there and 4 here" in refused["output"]
+    # Of a refused job's 2, ssh and Ray make 1; and the run that is in the folder ended well.
+    assert refused["code"] == 2, refused["output"]
+
+
 def test_ray_job_submit_keeps_quotes_and_writes_where_it_is_told(folder, steps, first):
     job = steps["ray job submit"]
     assert job["code"] == 0, job["output"]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ...entropies import SMALL_GAP, EntropyPoint, EntropyStudy, PixelSize
-from ...statistics import LEVEL, RESAMPLES, Interval, interval, percent, signed
+from ...statistics import LEVEL, RESAMPLES, Interval, interval, number, percent, signed
 from ..studies.study_figures import short_name
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
@@ -38,7 +38,11 @@ def _fit(study: EntropyStudy, method: str) -> tuple[str, str, str]:
     line, found = study.line(method), study.line_intervals(method)
     if line is None:
         return "-", "-", "-"
-    told = (f"{line.slope:.3f}", f"{line.intercept:.3f}") if found is None else [interval(one, 3) for one in found]
+    told = (
+        [number(one, 3) for one in (line.slope, line.intercept)]
+        if found is None
+        else [interval(one, 3) for one in found]
+    )
     return told[0], told[1], f"{line.r_squared:.4f}"
 
 

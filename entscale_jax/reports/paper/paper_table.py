@@ -7,7 +7,7 @@ from ...metrics.figure import Figure
 from ...statistics import Interval
 from ..records import Run, Size
 from .features import Group
-from .published import DATA, Published
+from .published import Published, paper_notes, short_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +54,38 @@ def make_table(
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
     """What the figures are of, and what of it is not as in the paper."""
-    notes = []
     figures = [entry.figure for entry in entries]
     counts = sorted({figure.count for figure in figures})
-    first = figures[0]
-    crops, crop = ("", "no crop") if first.crop == "none" else (" crops of", f"crop {first.crop}")
-    pictures = f" {_span(sorted({figure.pictures for figure in figures}))}" if crops else ""
-    notes.append(f"{_span(counts)}{crops}{pictures} images a figure")
-    if first.reference:
-        images = f" {first.reference_pictures:,}" if crops else ""
-        notes.append(
-            f"compared with {first.reference}, {first.reference_count:,}{crops}{images} images; extractor "
-            f"{first.extractor}, resize {first.resize}, {crop}"
-        )
+    pictures = sorted({figure.pictures for figure in figures})
+    crops = "" if figures[0].crop == "none" else f" crops of {_span(pictures)}"
+    notes = [f"{_span(counts)}{crops} images a figure", *_references(entries)]
     if any(figure.interval for figure in figures):
         notes.append("in brackets 95% bootstrap intervals; differences are of pairs of the same caption and seed")
-    seen = {entry.size.model.rsplit("/", 1)[-1] for entry in entries if entry.published}
-    for model in sorted(seen):
-        paper = {entry.published.pictures for entry in entries if entry.published and entry.published.pictures}
-        of = f", {_span(sorted(paper))} images a figure" if paper else ""
-        notes.append(f"the paper's: {DATA[model]}{of}; its sampler, steps and guidance are not given")
-    return notes
+    printed: dict[str, list[Published]] = {}
+    for entry in entries:
+        if entry.published:
+            printed.setdefault(short_name(entry.size.model), []).append(entry.published)
+    return notes + paper_notes(figures[0].name, printed)
+
+
+def _references(entries: Sequence[Entry]) -> list[str]:
+    """What the figures were compared with and how; a line a model where it is not the same of all."""
+    models: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.figure.reference:
+            models.setdefault(_reference(entry.figure), []).append(entry.size.model)
+    if len(models) == 1:
+        return list(models)
+    return [f"{', '.join(dict.fromkeys(of))}: {text}" for text, of in models.items()]
+
+
+def _reference(figure: Figure) -> str:
+    crops, crop = ("", "no crop") if figure.crop == "none" else (" crops of", f"crop {figure.crop}")
+    images = f" {figure.reference_pictures:,}" if crops else ""
+    return (
+        f"compared with {figure.reference}, {figure.reference_count:,}{crops}{images} images; extractor "
+        f"{figure.extractor}, resize {figure.resize}, {crop}"
+    )
 
 
 def _span(counts: Sequence[int]) -> str:

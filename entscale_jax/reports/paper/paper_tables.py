@@ -1,7 +1,9 @@
 """The tables of a run as the paper has them: a figure for each size and method, its interval, and what it is of."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +15,15 @@ from ...metrics.extractor import Extractor
 from ...metrics.figure import Figure, bootstrap_interval, paired_interval
 from ...metrics.frechet import fid
 from ...metrics.kernel import kid_difference, kid_interval
+from ...metrics.sets import bias_remark
 from ...statistics import Interval, interval
 from ..rating.answers import FOLDER as RATINGS
 from ..rating.ratings import RatingAgreement, rating_tables, read_ratings
 from ..records import Pair, Run, Sample, Size
 from .features import FeatureSet, Group, gather_features
-from .memory_table import NOT_RECORDED, memory_table
+from .memory_table import NOT_RECORDED, find_needs, memory_table
 from .paper_table import Entry, PaperTable, make_table
+from .patch_figures import PATCHES
 from .patch_tables import patch_tables
 from .published import published
 from .references import Reference, check_large_enough, own_reference, picture_reference, run_reference
@@ -27,6 +31,8 @@ from .references import Reference, check_large_enough, own_reference, picture_re
 Values = Mapping[Pair, float]
 OpenExtractor = Callable[[str, Run], Extractor]
 """An extractor by its identity, for a run."""
+Maker = Callable[[], list[PaperTable]]
+"""Makes the table of a metric. Raises UserError where it can't be made."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,14 @@ DISTANCES = {
     ("scenes", "fid"): ("Frechet distance of the scenes' features, lower is better", 3),
     ("scenes", "kid"): ("Kernel distance x 1000 of the scenes' features, lower is better", 3),
 }
+COMPARED = ("fid", "kid", "scenes_fid", "scenes_kid", *PATCHES)
+"""Metrics of pictures beside a reference."""
 KID_UNIT = 1000.0
+
+
+def to_stderr(line: str) -> None:
+    """Says what was left out where the tables themselves do not go."""
+    print(line, file=sys.stderr)
 
 
 def make_tables(
@@ -72,6 +85,10 @@ def make_tables(
     open_extractor: OpenExtractor | None = None,
     column: str = "image",
     patches: Mapping[str, Callable[[], Extractor]] = MappingProxyType({}),
+    *,
+    only: Sequence[str] = (),
+    needed: Sequence[str] = (),
+    say: Callable[[str], None] = to_stderr,
 ) -> list[PaperTable]:
     """Every table that the run's metrics allow, distances first.
 
@@ -82,19 +99,39 @@ def make_tables(
         open_extractor: makes what saw the run's pictures, for those of a folder or a Parquet file.
         column: of a Parquet file, the one with the pictures.
         patches: metrics of crops to measure now, `patch_figures.PATCHES`, and what opens the extractor of each.
+        only: metrics whose tables are wanted, so that no other is made; all if empty.
+        needed: metrics that are asked for beside `only`.
+        say: is told of a table that can't be made and was not asked for.
 
-    Raises UserError where nothing was drawn, nothing was measured, or the reference does not fit.
+    Raises UserError where nothing was drawn, nothing was measured, a table that was asked for can't be made, or the
+    reference serves none.
     """
     if not any(sample.error is None for sample in run.samples):
         raise UserError(f"run {run.folder} has no drawn cell: go on with its sweep")
-    tables = [
-        *_distance_tables(run, reference, open_extractor, column),
-        *patch_tables(run, reference, column, patches),
-        *_column_tables(run),
-        *memory_table(run),
-        *_rating_table(run),
-    ]
-    if all(table.metric in ("seconds", "memory") for table in tables):
+    makers = _makers(run, reference, open_extractor, column, patches)
+    for name in only:
+        if name not in makers:
+            raise UserError(f"--only {name!r} is none of the run's tables: {', '.join(makers)}")
+    tables: list[PaperTable] = []
+    failed: dict[str, UserError] = {}
+    for name, make in makers.items():
+        if only and name not in only:
+            continue
+        try:
+            made = make()
+        except UserError as error:
+            if name in only or name in needed:
+                raise
+            failed[name] = error
+            continue
+        if name in only and name not in needed and not made:
+            raise UserError(f"--only {name}: run {run.folder} has no pictures that this table is of")
+        tables += made
+    if reference is not None:
+        _check_compared(run, reference, tables, failed)
+    for name, error in failed.items():
+        say(f"no table of {name}: {error}")
+    if not (only or failed) and all(table.metric in ("seconds", "memory") for table in tables):
         raise UserError(
             f"run {run.folder} measured nothing that a table is made of: draw it with metrics such as objects, "
             "scenes_fid, scenes_kid, scenes_clip, fid, kid or clip, or have its pictures rated: entscale rate"
@@ -102,28 +139,65 @@ def make_tables(
     return tables
 
 
-def _column_tables(run: Run) -> list[PaperTable]:
-    tables = []
-    for name, column in COLUMNS.items():
-        values = {
-            (size, method): {
-                pair: value
-                for pair, sample in run.of(size, method).items()
-                if sample.error is None and (value := column.value(sample)) is not None
-            }
-            for size in run.sizes
-            for method in run.methods
+def _makers(
+    run: Run,
+    reference: Path | None,
+    open_extractor: OpenExtractor | None,
+    column: str,
+    patches: Mapping[str, Callable[[], Extractor]],
+) -> dict[str, Maker]:
+    """What makes the table of each metric that the run has something of, in the order of the tables."""
+    makers: dict[str, Maker] = {
+        **_distance_makers(run, reference, open_extractor, column),
+        **{name: partial(patch_tables, run, reference, column, {name: opener}) for name, opener in patches.items()},
+    }
+    for name in COLUMNS:
+        if any(_column_value(name, sample) is not None for sample in run.samples):
+            makers[name] = partial(_column_tables, run, name)
+    if find_needs(run):
+        makers["memory"] = partial(memory_table, run)
+    if any((run.folder / RATINGS).glob("*.jsonl")):
+        makers["rating"] = partial(_rating_table, run)
+    return makers
+
+
+def _check_compared(run: Run, reference: Path, tables: Sequence[PaperTable], failed: Mapping[str, UserError]) -> None:
+    """Raises UserError where no table is of pictures beside the reference."""
+    if any(table.metric in COMPARED for table in tables):
+        return
+    for name, error in failed.items():
+        if name in COMPARED:
+            raise error
+    raise UserError(
+        f"--reference {reference} is read by none of the tables of run {run.folder} that are asked for: these are "
+        f"{', '.join(COMPARED)}"
+    )
+
+
+def _column_value(name: str, sample: Sample) -> float | None:
+    return COLUMNS[name].value(sample) if sample.error is None else None
+
+
+def _column_tables(run: Run, name: str) -> list[PaperTable]:
+    column = COLUMNS[name]
+    values = {
+        (size, method): {
+            pair: value
+            for pair, sample in run.of(size, method).items()
+            if (value := _column_value(name, sample)) is not None
         }
-        entries = {
-            (size, method): _column_entry(name, size, method, found, values.get((size, run.methods[0]), {}), run)
-            for (size, method), found in values.items()
-            if found
-        }
-        if entries:
-            tables.append(make_table(name, column.title, column.digits, run, entries))
-    if tables and tables[-1].metric == "seconds" and not run.memory:
-        tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, NOT_RECORDED))
-    return tables
+        for size in run.sizes
+        for method in run.methods
+    }
+    entries = {
+        (size, method): _column_entry(name, size, method, found, values.get((size, run.methods[0]), {}), run)
+        for (size, method), found in values.items()
+        if found
+    }
+    one = make_table(name, column.title, column.digits, run, entries)
+    if name == "seconds" and not run.memory:
+        one = replace(one, notes=(*one.notes, NOT_RECORDED))
+    return [one]
 
 
 def _column_entry(name: str, size: Size, method: str, values: Values, base: Values, run: Run) -> Entry:
@@ -134,13 +208,15 @@ def _column_entry(name: str, size: Size, method: str, values: Values, base: Valu
         difference = paired_interval(np.array([values[pair] for pair in both]), np.array([base[pair] for pair in both]))
     figure = Figure(name=name, value=mean.mean, count=len(values), interval=mean)
     return Entry(
-        size=size, method=method, figure=figure, difference=difference, published=published(name, size, method)
+        size=size,
+        method=method,
+        figure=figure,
+        difference=difference,
+        published=published(name, size, method, len(values)),
     )
 
 
 def _rating_table(run: Run) -> list[PaperTable]:
-    if not any((run.folder / RATINGS).glob("*.jsonl")):
-        return []
     scores, broken = read_ratings(run.folder)
     found = rating_tables(run, scores)
     differences = {(row.size, row.method): row.difference for row in found.differences}
@@ -156,7 +232,7 @@ def _rating_table(run: Run) -> list[PaperTable]:
         for row in found.means
     }
     if not entries:
-        return []
+        raise UserError("; ".join([f"the ratings of run {run.folder} are of none of its pictures", *broken]))
     one = make_table("rating", "Rating by people, 1 to 10, higher is better", 2, run, entries)
     raters = f"{len(scores)} raters, {sum(row.answers for row in found.means)} answers"
     return [replace(one, notes=(*one.notes, raters, *map(_agreement, found.agreement), *broken))]
@@ -167,29 +243,71 @@ def _agreement(row: RatingAgreement) -> str:
     return f"Krippendorff's alpha ({row.metric}) {f'at {row.size}' if row.size else 'of all'}: {alpha}"
 
 
-def _distance_tables(
+def _distance_makers(
     run: Run, place: Path | None, open_extractor: OpenExtractor | None, column: str
-) -> list[PaperTable]:
-    tables = []
+) -> dict[str, Maker]:
+    """Of the distances that the sweep asked for; features are read and references looked at once for all of them."""
     asked = {str(metric) for metric in run.spec.get("metrics", ())}
-    for identity, sets in gather_features(run).items():
-        prefix = "scenes" if identity.startswith("scenes") else ""
-        references = {model: _find(run, identity, sets, model, place, open_extractor, column) for model in run.models}
-        for kind in ("fid", "kid"):
-            name = f"{prefix}_{kind}" if prefix else kind
-            if name not in asked:
-                continue
-            for reference in references.values():
-                check_large_enough(reference, name)
-            make = _fid_entry if kind == "fid" else _kid_entry
-            entries = {
-                group: make(name, group, sets, references[group[0].model], identity, run)
-                for group in product(run.sizes, run.methods)
-                if group in sets and group[0] != references[group[0].model].own and sets[group].moments.count > 1
-            }
-            if entries:
-                tables.append(make_table(name, *DISTANCES[prefix, kind], run, entries))
+    gathered = cache(lambda: gather_features(run))
+
+    @cache
+    def find(identity: str, model: str) -> Reference:
+        return _find(run, identity, gathered()[identity], model, place, open_extractor, column)
+
+    return {
+        name: partial(_distance_tables, run, prefix, kind, gathered, find)
+        for prefix, kind in DISTANCES
+        if (name := _distance_name(prefix, kind)) in asked
+    }
+
+
+def _distance_name(prefix: str, kind: str) -> str:
+    return f"{prefix}_{kind}" if prefix else kind
+
+
+def _distance_tables(
+    run: Run,
+    prefix: str,
+    kind: str,
+    gathered: Callable[[], Mapping[str, Mapping[Group, FeatureSet]]],
+    find: Callable[[str, str], Reference],
+) -> list[PaperTable]:
+    name, make = _distance_name(prefix, kind), _fid_entry if kind == "fid" else _kid_entry
+    tables, single = [], []
+    for identity, sets in gathered().items():
+        if identity.startswith("scenes") != (prefix == "scenes"):
+            continue
+        references = {model: find(identity, model) for model in run.models}
+        for reference in references.values():
+            check_large_enough(reference, name)
+        compared = [
+            group
+            for group in product(run.sizes, run.methods)
+            if group in sets and group[0] != references[group[0].model].own
+        ]
+        entries = {
+            group: make(name, group, sets, references[group[0].model], identity, run)
+            for group in compared
+            if sets[group].moments.count > 1
+        }
+        single = [f"{run.label(group[0])} {group[1]}" for group in compared if group not in entries]
+        if entries:
+            one = make_table(name, *DISTANCES[prefix, kind], run, entries)
+            alone = [f"of one picture, and so without a distance: {', '.join(single)}"] if single else []
+            tables.append(replace(one, notes=(*one.notes, *_remarks(run, entries), *alone)))
+    if not tables:
+        has = f"one picture of each of {', '.join(single)}" if single else "none beside its own reference"
+        raise UserError(f"{name} is of two pictures or more of a size and method, and run {run.folder} has {has}")
     return tables
+
+
+def _remarks(run: Run, entries: Mapping[Group, Entry]) -> list[str]:
+    """What to know of figures, and of which where it is not so of all."""
+    found: dict[str, list[str]] = {}
+    for (size, method), entry in entries.items():
+        if entry.figure.remark:
+            found.setdefault(entry.figure.remark, []).append(f"{run.label(size)} {method}")
+    return [text if len(of) == len(entries) else f"{', '.join(of)} {text}" for text, of in found.items()]
 
 
 def _find(
@@ -220,9 +338,12 @@ def _fid_entry(
     return Entry(
         size=group[0],
         method=group[1],
-        figure=_figure(name, value, sets[group], reference, identity, None),
+        figure=replace(
+            _figure(name, value, sets[group], reference, identity, None),
+            remark=bias_remark(sets[group].moments, reference.moments),
+        ),
         difference=difference,
-        published=published(name, *group),
+        published=published(name, *group, count=sets[group].moments.count),
     )
 
 

@@ -4,15 +4,22 @@ Source: Jin, Shen, Li, Xue, "Training-free Diffusion Model Adaptation for Variab
 NeurIPS 2023, tables 1 to 5.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from ..records import Size
 
 SD, LDM = "stable-diffusion-2-1-base", "ldm-text2im-large-256"
 ORIGINAL, ENTROPY = "original", "entropy"
-DATA = {SD: "30,000 pairs of LAION-5B", LDM: "50,000 pairs of LAION-400M"}
-"""What FID and CLIP score of tables 1 and 2 were measured on."""
+_DATA = {SD: "LAION-5B", LDM: "LAION-400M"}
+_WHAT = {
+    "fid": ("captions of {data}, compared with its pictures", "extractor, resize, sampler, steps and guidance"),
+    "clip": ("captions of {data}", "CLIP model, resize, sampler, steps and guidance"),
+    "rating": ("rated by 45 people", "sampler, steps and guidance"),
+    "seconds": ("on a server with four A100s", "images at once, sampler, steps and guidance"),
+}
+"""By metric what its figures are of, and what it does not tell of them."""
 
 
 class Published(NamedTuple):
@@ -46,12 +53,6 @@ _FID = {
             },
         ),
         ("512x512", ORIGINAL): Published(1, 19.8168, 30_000),
-        ("128x128", ORIGINAL): Published(4, 191.5447, None),
-        ("128x128", ENTROPY): Published(4, 127.2798, None),
-        ("128x128", "resize"): Published(4, 36.0742, None),
-        ("224x224", "resize"): Published(4, 21.8415, None),
-        ("224x224", "multidiffusion"): Published(5, 154.6925, 4_000),
-        ("768x768", "multidiffusion"): Published(5, 40.9270, 4_000),
     },
     LDM: {
         **_by_size(
@@ -67,6 +68,22 @@ _FID = {
         ),
         ("256x256", ORIGINAL): Published(1, 20.4102, 50_000),
     },
+}
+_FID_BESIDE_RESIZE = {
+    SD: {
+        ("128x128", ORIGINAL): Published(4, 191.5447, None),
+        ("128x128", ENTROPY): Published(4, 127.2798, None),
+        ("128x128", "resize"): Published(4, 36.0742, None),
+        ("224x224", "resize"): Published(4, 21.8415, None),
+    }
+}
+_FID_BESIDE_MULTIDIFFUSION = {
+    SD: {
+        ("224x224", ENTROPY): Published(5, 50.3515, 4_000),
+        ("224x224", "multidiffusion"): Published(5, 154.6925, 4_000),
+        ("768x768", ENTROPY): Published(5, 28.1372, 4_000),
+        ("768x768", "multidiffusion"): Published(5, 40.9270, 4_000),
+    }
 }
 _CLIP = {
     SD: {
@@ -138,13 +155,44 @@ _MEMORY = {
     }
 }
 """MiB."""
-_ALL = {"fid": _FID, "clip": _CLIP, "rating": _RATING, "seconds": _SECONDS, "memory": _MEMORY}
+_ALL = {
+    "fid": (_FID, _FID_BESIDE_RESIZE, _FID_BESIDE_MULTIDIFFUSION),
+    "clip": (_CLIP,),
+    "rating": (_RATING,),
+    "seconds": (_SECONDS,),
+    "memory": (_MEMORY,),
+}
 
 
-def published(metric: str, size: Size, method: str) -> Published | None:
+def published(metric: str, size: Size, method: str, count: int | None = None) -> Published | None:
     """The paper's figure of a metric (`fid`, `clip`, `rating`, `seconds`, `memory`) at a size, if it has one.
 
-    Models are known by the last part of their name.
+    Of several the one whose pictures are nearest to `count`, else the one of the first table. Models are known by the
+    last part of their name.
     """
-    model = size.model.rstrip("/").rsplit("/", 1)[-1]
-    return _ALL.get(metric, {}).get(model, {}).get((str(size), method))
+    model = short_name(size.model)
+    places = (table.get(model, {}).get((str(size), method)) for table in _ALL.get(metric, ()))
+    return min((place for place in places if place), key=lambda one: _distance(one, count), default=None)
+
+
+def _distance(place: Published, count: int | None) -> float:
+    return math.inf if count is None or place.pictures is None else abs(place.pictures - count)
+
+
+def paper_notes(metric: str, found: Mapping[str, Collection[Published]]) -> list[str]:
+    """A line a model on what the figures found of it are of, and what the paper does not tell of them."""
+    notes = []
+    for model, figures in sorted(found.items()):
+        whose = f" of {model}" if len(found) > 1 else ""
+        tables = "; ".join(
+            f"Table {one.table}{'' if one.pictures is None else f', {one.pictures:,} images'}"
+            for one in sorted({one._replace(value=0.0) for one in figures}, key=lambda one: one.table)
+        )
+        what, untold = _WHAT[metric]
+        notes.append(f"the paper's{whose} ({tables}): {what.format(data=_DATA[model])}; {untold} are not given")
+    return notes
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's name, by which the paper's are known."""
+    return model.rstrip("/").rsplit("/", 1)[-1]

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from ...marks import table
-from ...statistics import Interval, interval, signed
+from ...statistics import Interval, interval, number, signed, signed_number
 from ..records import Size
 from .paper_table import Entry, PaperTable
 
@@ -104,16 +104,23 @@ def _line(one: PaperTable, size: Size, compared: Sequence[str], printed: Sequenc
     cells = [f"{size.model} {size}" if several else str(size)]
     cells += [_value(entry, one.digits) for entry in found.values()]
     cells += [_difference(found[method], one.digits) for method in compared]
-    for method in printed:
-        entry = found[method]
-        cells.append(f"{entry.published.value:g}" if entry and entry.published else "")
+    cells += [_published(one, found[method]) for method in printed]
     return cells
+
+
+def _published(one: PaperTable, entry: Entry | None) -> str:
+    """The paper's figure, with its table where others of the same metric are of another."""
+    if entry is None or entry.published is None:
+        return ""
+    tables = {other.published.table for other in one.entries.values() if other.published}
+    told = f" (Table {entry.published.table})" if len(tables) > 1 else ""
+    return f"{entry.published.value:.10g}{told}"
 
 
 def _value(entry: Entry | None, digits: int) -> str:
     if entry is None:
         return ""
-    return interval(entry.figure.interval, digits) if entry.figure.interval else f"{entry.figure.value:.{digits}f}"
+    return interval(entry.figure.interval, digits) if entry.figure.interval else number(entry.figure.value, digits)
 
 
 def _difference(entry: Entry | None, digits: int) -> str:
@@ -121,7 +128,7 @@ def _difference(entry: Entry | None, digits: int) -> str:
         return ""
     if isinstance(entry.difference, Interval):
         return signed(entry.difference, digits)
-    return f"{entry.difference:+.{digits}f}".replace("-", "−")
+    return signed_number(entry.difference, digits)
 
 
 def _escape(text: str) -> str:

@@ -70,7 +70,8 @@ def read_ratings(folder: Path) -> tuple[dict[str, dict[str, int]], list[str]]:
         scores[file.stem] = scores_of(answers)
         notes += said
     if not any(scores.values()):
-        raise UserError(f"run {folder} has no ratings yet: have its pictures rated with `entscale rate {folder}`")
+        said = f" ({'; '.join(notes)})" if notes else ""
+        raise UserError(f"run {folder} has no ratings yet{said}: have its pictures rated with `entscale rate {folder}`")
     return scores, notes
 
 

@@ -117,7 +117,8 @@ def _sizes(run: Run, wanted: Sequence[PixelSize] | None) -> list[Size]:
     if wanted is None:
         return run.sizes
     drawn = [(size.width, size.height) for size in run.sizes]
-    _check("--sizes", map(size_text, wanted), list(dict.fromkeys(map(size_text, drawn))), run)
+    asked = [size_text(place) for place in wanted] or [""]
+    _check("--sizes", asked, list(dict.fromkeys(map(size_text, drawn))), run)
     found = [size for place in wanted for size in run.sizes if (size.width, size.height) == place]
     return list(dict.fromkeys(found))
 

@@ -91,10 +91,11 @@ def _on_tpus(chips: Sequence[float], workers: int | str, env: Mapping[str, str],
 
 
 def _on_gpus(gpus: Sequence[float], workers: int | str, env: Mapping[str, str], device: Device) -> list[Placement]:
-    total = sum(gpus)
-    if device.per_worker is None and workers != "auto" and total:
-        share = min(1.0, int(total) / int(workers))
+    total, whole = sum(gpus), sum(map(int, gpus))
+    if device.per_worker is None and workers != "auto" and whole:
         count = int(workers)
+        # One over a whole number, as a share is of one GPU: of two thirds, two GPUs have room for two only.
+        share = 1.0 / -(-count // whole)
     else:
         share = device.per_worker or 1.0
         # A hundredth more, as three thirds of a GPU are one.

@@ -179,7 +179,8 @@ class RayExecutor:
             return
         given_up = sum(count > IN_VAIN for count in self._in_vain.values())
         for _ in range(len(wanted) - len(self._placements) - given_up):
-            number = 1 + max(int(name.partition(".")[0].removeprefix("worker-")) for name in self._placements)
+            names = {*self._placements, *self._in_vain}  # those given up, too: no name is used twice
+            number = 1 + max(int(name.partition(".")[0].removeprefix("worker-")) for name in names)
             self._start(f"worker-{number}", self._elsewhere(wanted[-1], away=True))
 
     def _elsewhere(self, placement: Placement, *, away: bool = False) -> Placement:
@@ -205,14 +206,11 @@ class RayExecutor:
         return name
 
     def _greet(self, ref: Any) -> Ready | Lost:
-        """What became of a worker that was started. Raises UserError where it can't draw here at all."""
+        """What became of a worker that was started; one without its device is lost, as other nodes may have theirs."""
         name = self._coming.pop(ref)
         try:
             self._devices[name] = ray.get(ref, timeout=GET_SECONDS)
         except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            if isinstance(cause, UserError):
-                raise UserError(str(cause)) from error
             return Lost(name, None, _reason(error), node=_is_of_node(error))
         return Ready(name)
 
@@ -251,6 +249,8 @@ def _is_of_node(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     """One line that says what happened."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, UserError):
+        return " ".join(str(cause).split())
     if cause is not None:
         return f"{type(cause).__name__}: {_last_line(cause)}"
     line = _last_line(error).split(" Some common causes")[0]
