@@ -17,6 +17,9 @@ SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020
 RESAMPLES = 1000
 MOST = 4096
 """Features of a set that a bootstrap reads: its time grows with their square."""
+FEWEST = 20
+"""Features of each set below which an interval says too little: of two sets of 20 it holds the true value in 86% of
+repetitions, of two of 10 in 78%, and of two of 4 in 67%, and not in the 95% that it states."""
 _ROWS, _COLUMNS = 512, 4096
 """Of a kernel matrix, held at once."""
 
@@ -78,8 +81,8 @@ def kid_interval(first: Features, second: Features, *, resamples: int = RESAMPLE
     """MMD^2 of all features with its percentile interval at 95%, both sets resampled with replacement.
 
     A feature drawn twice makes no pair with itself, so that resampling adds no bias. Where both sets come from one
-    distribution the interval is wider than it need be. `count` is that of `first`. Of a set of more than 4,096
-    features so many at random are read, and the mean is theirs.
+    distribution the interval is wider than it need be, and from fewer than `FEWEST` features too narrow. Of a set of
+    more than `MOST` features so many at random are read; the mean is theirs, and `count` how many of `first`.
     """
     _check(first, second)
     rng = np.random.default_rng(seed)
@@ -141,8 +144,15 @@ def _sum_over_pairs(first: Features, second: Features, v: Weights, w: Weights) -
 
 
 def _multiplicities(rng: np.random.Generator, count: int, resamples: int) -> Weights:
-    """How often each feature is drawn in each resample; the first row is the set as it is."""
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+    """How often each feature is drawn in each resample; the first row is the set as it is.
+
+    A resample of one feature alone has no pair, so it is drawn again.
+    """
+    drawn = np.zeros((resamples, count))
+    alone = np.full(resamples, True)
+    while alone.any():
+        drawn[alone] = rng.multinomial(count, np.full(count, 1 / count), size=int(alone.sum()))
+        alone = drawn.max(axis=1) == count
     return np.concatenate([np.ones((1, count)), drawn])
 
 

@@ -4,7 +4,7 @@ from ..errors import UserError
 from .extractor import Extractor, Features
 from .figure import Figure
 from .frechet import fid
-from .kernel import SEED, SUBSET_SIZE, SUBSETS, kid, kid_interval
+from .kernel import FEWEST, SEED, SUBSET_SIZE, SUBSETS, kid, kid_interval
 from .moments import Moments
 
 
@@ -57,7 +57,10 @@ def kid_figure(
     subset_size: int = SUBSET_SIZE,
     seed: int = SEED,
 ) -> Figure:
-    """The kernel distance of a set from the reference by subsets as published, with the interval of all pictures."""
+    """The kernel distance of a set from the reference by subsets as published.
+
+    The interval is that of `kid_interval`, of all pictures; sets of fewer than `FEWEST` have none.
+    """
     found = kid(features, against, subsets=subsets, subset_size=subset_size, seed=seed)
     return Figure(
         name=f"{extractor.name}_kid".lstrip("_"),
@@ -68,6 +71,6 @@ def kid_figure(
         resize=extractor.resize,
         crop=crop,
         extractor=extractor.hash,
-        interval=kid_interval(features, against),
+        interval=kid_interval(features, against) if min(len(features), len(against)) >= FEWEST else None,
         remark=f"{found.subsets} subsets of {found.subset_size}",
     )

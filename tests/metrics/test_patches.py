@@ -87,6 +87,7 @@ def test_figures_of_sets():
     assert (kernel.name, kernel.remark) == ("test_kid", "5 subsets of 20")
     assert kernel.interval is not None
     assert kernel.interval.low < kernel.value < kernel.interval.high
+    assert kid_figure(QUARTERS, first[:19], second, reference="noise", subsets=5).interval is None
     other = Extractor("other", "f" * 16, 4, "none", _quarters)
     with pytest.raises(UserError, match="are no features of 'other"):
         fid_figure(other, moments_of(QUARTERS, first), moments_of(QUARTERS, second), reference="noise")

@@ -172,6 +172,43 @@ def test_parts_and_rows_give_the_same_tables(make_run):
             assert other.entries[place].figure.value == pytest.approx(entry.figure.value, rel=1e-7)
 
 
+def test_a_kernel_distance_counts_what_it_is_of(make_run, monkeypatch):
+    for module in ("metrics.kernel", "reports.paper.features"):
+        monkeypatch.setattr(f"entscale_jax.{module}.MOST", 30)
+    tables = by_metric(make_tables(read_run(make_run())))
+    for entry in tables["scenes_kid"].entries.values():
+        figure = entry.figure
+        assert (figure.count, figure.interval.count, figure.reference_count) == (30, 30, 30)
+    assert {entry.figure.count for entry in tables["scenes_fid"].entries.values()} == {40}
+    text = markdown([tables["scenes_kid"]])
+    assert "30 images a figure; compared with its own pictures at 128x128, 30 images; extractor" in text
+    told = "the unbiased estimate over all pairs of pictures, of 4,096 at random where a set has more"
+    assert text.count(told) == 1
+
+
+@pytest.mark.parametrize("count", [4, 19])
+def test_kernel_distances_of_few_pictures_have_no_interval(make_run, count):
+    run = read_run(make_run(prompts=PROMPTS[:count]))
+    tables = by_metric(make_tables(run))
+    reference = values_of(SIZES[0], METHODS[0])[0][:count]
+    found = [1000 * kernel_distance(values_of((64, 64), method)[0][:count], reference) for method in reversed(METHODS)]
+    entry = tables["scenes_kid"].entries[Size("scenes", 64, 64), "entropy"]
+    assert entry.figure.value == pytest.approx(found[0], rel=1e-6)
+    assert entry.figure.interval is None
+    assert entry.difference == pytest.approx(found[0] - found[1], rel=1e-6)
+    assert "nan" not in as_csv([tables["scenes_kid"]])
+    text = markdown([tables["scenes_kid"]])
+    assert "intervals from 20 pictures on" in text
+    assert "in brackets" not in text
+
+
+def test_kernel_distances_of_enough_pictures_have_an_interval(make_run):
+    tables = by_metric(make_tables(read_run(make_run(prompts=PROMPTS[:20]))))
+    entry = tables["scenes_kid"].entries[Size("scenes", 64, 64), "entropy"]
+    assert entry.figure.interval.low < entry.figure.value < entry.figure.interval.high
+    assert entry.difference.low < entry.difference.mean < entry.difference.high
+
+
 def test_another_run_is_the_reference(make_run):
     run, other = make_run(), make_run("other", sizes=SIZES[:1])
     tables = by_metric(make_tables(read_run(run), other))

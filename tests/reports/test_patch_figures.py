@@ -231,8 +231,15 @@ def test_a_reference_that_does_not_fit_is_told(make_run, tmp_path):
     (tmp_path / "small").mkdir()
     for number in range(9):
         Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "small" / f"{number}.png")
-    with pytest.raises(UserError, match="picture of 16x8 has no crop of 16x16"):
+    with pytest.raises(UserError, match=r"small/0.png is 16x8, and patch-FID cuts .* 16x16: take smaller pictures"):
         patch_figures(run, Seeing(), tmp_path / "small")
+
+
+def test_a_place_where_nothing_can_be_kept_is_told(make_run):
+    folder = make_run()
+    (folder / "patches").write_text("")
+    with pytest.raises(UserError, match=r"folder .*/patches can't be written \(File exists\): free its place"):
+        patch_figures(read_run(folder), Seeing())
 
 
 def test_the_table_says_what_it_is_of(make_run, monkeypatch):

@@ -58,7 +58,7 @@ def read_features(run: Run) -> Iterator[Seen]:
 def gather_features(run: Run) -> dict[str, dict[Group, FeatureSet]]:
     """Extractor -> size and method -> its features, in memory that does not grow with the pictures."""
     samples = {sample.cell: sample for sample in run.samples}
-    chosen = set(sorted(run.pairs, key=_shuffled)[:MOST])
+    chosen = _chosen(run)
     found: dict[str, dict[Group, FeatureSet]] = {}
     for seen in read_features(run):
         of_extractor = found.setdefault(seen.extractor, {})
@@ -70,8 +70,8 @@ def gather_features(run: Run) -> dict[str, dict[Group, FeatureSet]]:
             found_set.moments = found_set.moments.add(features)
             for row in rows:
                 pair = samples[seen.cells[row]].pair
-                if pair in chosen:
-                    found_set.kept[pair] = seen.features[row]
+                if pair in chosen[group]:
+                    found_set.kept[pair] = seen.features[row].copy()  # A view would hold its whole part.
     return found
 
 
@@ -80,6 +80,15 @@ def _by_group(seen: Seen, samples: Mapping[str, Sample]) -> dict[Group, list[int
     for row, cell in enumerate(seen.cells):
         groups.setdefault((samples[cell].size, samples[cell].method), []).append(row)
     return groups
+
+
+def _chosen(run: Run) -> dict[Group, set[Pair]]:
+    """`MOST` drawn pairs of each size and method: the same of all that drew the same."""
+    pairs: dict[Group, list[Pair]] = {}
+    for sample in run.samples:
+        if sample.error is None:
+            pairs.setdefault((sample.size, sample.method), []).append(sample.pair)
+    return {group: set(sorted(found, key=_shuffled)[:MOST]) for group, found in pairs.items()}
 
 
 def _shuffled(pair: Pair) -> bytes:

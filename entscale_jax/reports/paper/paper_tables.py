@@ -14,7 +14,7 @@ from ...errors import UserError
 from ...metrics.extractor import Extractor
 from ...metrics.figure import Figure, bootstrap_interval, paired_interval
 from ...metrics.frechet import fid
-from ...metrics.kernel import kid_difference, kid_interval
+from ...metrics.kernel import FEWEST, MOST, kid_difference, kid_interval
 from ...metrics.sets import bias_remark
 from ...statistics import Interval, interval
 from ..rating.answers import FOLDER as RATINGS
@@ -72,6 +72,10 @@ DISTANCES = {
 COMPARED = ("fid", "kid", "scenes_fid", "scenes_kid", *PATCHES)
 """Metrics of pictures beside a reference."""
 KID_UNIT = 1000.0
+_KID_REMARK = (
+    f"the unbiased estimate over all pairs of pictures, of {MOST:,} at random where a set has more, not a mean over "
+    f"subsets; intervals from {FEWEST} pictures on"
+)
 
 
 def to_stderr(line: str) -> None:
@@ -350,22 +354,28 @@ def _fid_entry(
 def _kid_entry(
     name: str, group: Group, sets: Mapping[Group, FeatureSet], reference: Reference, identity: str, run: Run
 ) -> Entry:
-    mine = sets[group]
+    mine, base = sets[group], sets.get((group[0], run.methods[0]))
     found = kid_interval(mine.features, reference.features).scaled(KID_UNIT)
-    base = sets.get((group[0], run.methods[0]))
+    figure = _figure(name, found.mean, mine, reference, identity, _enough(found, reference))
     difference = None
     if base is not None and group[1] != run.methods[0]:
         both = sorted(pair for pair in mine.kept if pair in base.kept)
         if len(both) > 1:
             first, second = (np.stack([one.kept[pair] for pair in both]) for one in (mine, base))
-            difference = kid_difference(first, second, reference.features).scaled(KID_UNIT)
+            apart = kid_difference(first, second, reference.features).scaled(KID_UNIT)
+            difference = _enough(apart, reference) or apart.mean
     return Entry(
         size=group[0],
         method=group[1],
-        figure=_figure(name, found.mean, mine, reference, identity, found),
+        figure=replace(figure, count=found.count, reference_count=len(reference.features), remark=_KID_REMARK),
         difference=difference,
         published=published(name, *group),
     )
+
+
+def _enough(found: Interval, reference: Reference) -> Interval | None:
+    """A kernel distance's interval, if it is of enough pictures to have one."""
+    return found if min(found.count, len(reference.features)) >= FEWEST else None
 
 
 def _figure(

@@ -23,7 +23,8 @@ from ..levels import chosen_train_size
 from ..records import Run, Sample, Size
 from ..run_folder import read_run
 from .features import Group
-from .references import decode_picture, open_pictures
+from .reference_pictures import Picture, decode_picture, in_turn, open_pictures
+from .references import kept_below
 
 PATCHES = ("scenes_patch_fid", "patch_fid")
 """Metrics made of crops, as a sweep's `metrics` has them."""
@@ -142,14 +143,24 @@ def _of_samples(run: Run, samples: Sequence[Sample], extractor: Extractor, crops
 
 def _of_place(place: Path, column: str, extractor: Extractor, crops: Crops, cache: Path) -> Cut:
     pictures = open_pictures(place, column)
+    turn = in_turn(pictures, AT_ONCE)
 
     def batch(index: int) -> np.ndarray:
-        chosen = range(index * AT_ONCE, min(len(pictures), (index + 1) * AT_ONCE))
-        read = zip(chosen, pictures.read(chosen), strict=True)
-        return np.concatenate([crop_features(extractor, one[None], crops, first=number) for number, one in read])
+        shown = enumerate(turn(index), index * AT_ONCE)
+        return np.concatenate([_crops_of(one, extractor, crops, number) for number, one in shown])
 
     moments = _gathered(batch, len(pictures), pictures.identity, crop_identity(extractor, crops), cache)
     return Cut(f"{place.name} ({len(pictures)} pictures)", moments, len(pictures))
+
+
+def _crops_of(picture: Picture, extractor: Extractor, crops: Crops, number: int) -> np.ndarray:
+    height, width = picture.pixels.shape[:2]
+    if height < crops.height or width < crops.width:
+        raise UserError(
+            f"{picture.name} is {width}x{height}, and patch-FID cuts a reference into crops of the training size, "
+            f"{crops.width}x{crops.height}: take smaller pictures out of the reference"
+        )
+    return crop_features(extractor, picture.pixels[None], crops, first=number)
 
 
 def _gathered(
@@ -157,11 +168,8 @@ def _gathered(
 ) -> Moments:
     """Moments of all batches, kept below `cache` under the name of what they are of, so that a stopped look goes on."""
     key = hashlib.sha256(json.dumps([identity, contents]).encode()).hexdigest()[:32]
-    try:
-        cache.mkdir(exist_ok=True)
+    with kept_below(cache):
         return gather(batch, -(-pictures // AT_ONCE), cache / f"{key}.npz", extractor=identity, every=8)
-    except OSError as error:
-        raise UserError(f"{cache} can't be written ({error.strerror}): copy the run to where it can") from error
 
 
 def _picture(run: Run, sample: Sample) -> np.ndarray:

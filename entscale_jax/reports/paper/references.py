@@ -1,15 +1,12 @@
 """What a run is compared with: its own pictures at the training size, another run's, a folder's, a Parquet file's."""
 
 import hashlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from ...errors import UserError
 from ...metrics.extractor import Extractor
@@ -19,10 +16,10 @@ from ..levels import find_levels
 from ..records import Run, Size
 from ..run_folder import read_run
 from .features import FeatureSet, Group, gather_features
+from .reference_pictures import Picture, Pictures, in_turn, open_pictures
 
-BATCH = 64
+BATCH = 512
 """Pictures whose features are made between two writings of their moments."""
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _ORIGINAL = "original"
 
 
@@ -69,54 +66,6 @@ def run_reference(folder: Path, extractor: str, model: str) -> Reference:
     return Reference(f"{folder.name}, {found.name}", found.moments, found.features)
 
 
-def picture_reference(place: Path, extractor: Extractor, cache: Path, column: str = "image") -> Reference:
-    """Pictures in a folder, or in a column of a Parquet file as encoded bytes.
-
-    What was seen of them is kept below `cache`, so that a stopped command goes on. Raises UserError for a place without
-    pictures and for one that is no picture.
-    """
-    pictures = open_pictures(place, column)
-    order = np.random.default_rng(0).permutation(len(pictures)).tolist()
-    key = hashlib.sha256(f"{pictures.identity} {extractor.identity}".encode()).hexdigest()[:16]
-    folder = cache / key
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def batch(index: int) -> np.ndarray:
-        file = folder / f"{index:05d}.npy"
-        if file.exists():
-            return np.load(file)
-        chosen = order[index * BATCH : (index + 1) * BATCH]
-        features = np.concatenate([extractor(picture[None], batch=1) for picture in pictures.read(chosen)])
-        if index * BATCH < MOST:
-            part = file.with_suffix(".part.npy")
-            np.save(part, features)
-            part.replace(file)
-        return features
-
-    batches = -(-len(pictures) // BATCH)
-    moments = gather(batch, batches, folder / "moments.npz", extractor=extractor.identity, every=8)
-    kept = [batch(index) for index in range(min(batches, -(-MOST // BATCH)))]
-    return Reference(f"{place.name} ({len(pictures)} pictures)", moments, np.concatenate(kept)[:MOST])
-
-
-class Pictures(Protocol):
-    """Those of a folder or a Parquet file, each of its own size."""
-
-    identity: str
-    """Changes where a picture does."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-        """uint8 [height, width, 3] each. Raises UserError for what is no picture."""
-        ...
-
-
-def open_pictures(place: Path, column: str) -> Pictures:
-    """The pictures at a place. Raises UserError where there are none."""
-    return _Parquet(place, column) if place.is_file() else _Folder(place)
-
-
 def check_large_enough(reference: Reference, metric: str) -> None:
     """Raises UserError for no more pictures than features, whose covariance would tell of the count."""
     count, width = reference.moments.count, reference.moments.width
@@ -127,62 +76,80 @@ def check_large_enough(reference: Reference, metric: str) -> None:
         )
 
 
-class _Folder:
-    def __init__(self, place: Path):
-        if not place.is_dir():
-            raise UserError(f"--reference {place} is neither a folder of pictures, a Parquet file nor a run")
-        self._files = sorted(path for path in place.rglob("*") if path.suffix.lower() in ENDINGS)
-        if not self._files:
-            raise UserError(f"--reference {place} holds no pictures ({', '.join(ENDINGS)})")
-        stats = [(str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns) for path in self._files]
-        self.identity = repr(stats)
+def picture_reference(place: Path, extractor: Extractor, cache: Path, column: str = "image") -> Reference:
+    """Pictures in a folder, or in a column of a Parquet file as encoded bytes.
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def read(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-        for index in chosen:
-            yield decode_picture(self._files[index].read_bytes(), str(self._files[index]))
-
-
-class _Parquet:
-    def __init__(self, place: Path, column: str):
-        try:
-            self._file = pq.ParquetFile(place)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"--reference {place} is no Parquet file ({error}): give a folder, a Parquet or a run"
-            ) from error
-        if column not in self._file.schema_arrow.names:
-            names = ", ".join(self._file.schema_arrow.names)
-            raise UserError(f"--reference {place} has no column {column!r}: it has {names}")
-        self._place, self._column = place, column
-        counts = [self._file.metadata.row_group(index).num_rows for index in range(self._file.num_row_groups)]
-        self._ends = np.cumsum(counts)
-        self.identity = f"{place.stat().st_size} {place.stat().st_mtime_ns} {column} {place.name}"
-
-    def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
-
-    def read(self, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-        groups = np.searchsorted(self._ends, chosen, side="right")
-        columns: dict[int, list] = {}
-        for index, group in zip(chosen, groups, strict=True):
-            if group not in columns:
-                columns[int(group)] = self._file.read_row_group(int(group), columns=[self._column])[0].to_pylist()
-            start = 0 if group == 0 else int(self._ends[group - 1])
-            value = columns[int(group)][int(index) - start]
-            data = value.get("bytes") if isinstance(value, dict) else value
-            yield decode_picture(data or b"", f"{self._place} row {index}")
+    Moments are of all; kernel distances read `MOST` at random, always the same of as many pictures. What was seen of
+    them is kept below `cache`, so that a stopped command goes on. Raises UserError for a place without pictures, for
+    one that is no picture, and where `cache` can't be written.
+    """
+    pictures = open_pictures(place, column)
+    chosen = np.random.default_rng(0).permutation(len(pictures))[:MOST]
+    told = f"{pictures.identity} {extractor.identity}, in their order by {BATCH}"
+    look = _Look(pictures, extractor, cache / hashlib.sha256(told.encode()).hexdigest()[:16], np.sort(chosen))
+    with kept_below(look.folder):
+        moments = look.moments()
+        features = np.concatenate([look.kept(index) for index in np.unique(look.rows // BATCH).tolist()])
+    name = f"{place.name} ({len(pictures)} pictures)"
+    return Reference(name, moments, features[np.searchsorted(look.rows, chosen)])
 
 
-def decode_picture(data: bytes, name: str) -> np.ndarray:
-    """Bytes of a PNG or the like as uint8 [height, width, 3]. Raises UserError where they are none."""
+@contextmanager
+def kept_below(folder: Path) -> Iterator[None]:
+    """Makes a folder for what was seen. Raises UserError where it can't be, or what is written there can't."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{name} is no picture ({error}): remove it from what is compared") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"folder {folder} can't be written ({error.strerror or error}): free its place, or copy the run to where "
+            "it can"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Look:
+    """At pictures, by batches in their order; features of some are kept in `folder`."""
+
+    pictures: Pictures
+    extractor: Extractor
+    folder: Path
+    rows: np.ndarray
+    """Numbers of the pictures whose features are kept, ascending."""
+
+    def moments(self) -> Moments:
+        turn = in_turn(self.pictures, BATCH)
+        batches = -(-len(self.pictures) // BATCH)
+        file = self.folder / "moments.npz"
+        return gather(
+            lambda index: self._see(index, turn(index)), batches, file, extractor=self.extractor.identity, every=1
+        )
+
+    def kept(self, index: int) -> np.ndarray:
+        """What is kept of a batch, seen again where its file is missing or broken."""
+        try:
+            found = np.load(self._file(index))
+        except (OSError, ValueError, EOFError):
+            found = None
+        if isinstance(found, np.ndarray) and found.shape == (len(self._within(index)), self.extractor.width):
+            return found
+        return self._see(index, in_turn(self.pictures, BATCH)(index))[self._within(index)]
+
+    def _see(self, index: int, shown: Iterator[Picture]) -> np.ndarray:
+        features = np.concatenate([self.extractor(one.pixels[None], batch=1) for one in shown])
+        if len(within := self._within(index)):
+            part = self._file(index).with_suffix(".part.npy")
+            np.save(part, features[within])
+            part.replace(self._file(index))
+        return features
+
+    def _within(self, index: int) -> np.ndarray:
+        """Places in a batch of the pictures whose features are kept."""
+        low, high = np.searchsorted(self.rows, [index * BATCH, (index + 1) * BATCH])
+        return self.rows[low:high] - index * BATCH
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.npy"
 
 
 def _has(sets: Mapping[str, object]) -> str:

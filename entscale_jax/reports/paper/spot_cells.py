@@ -19,7 +19,7 @@ from ...errors import UserError
 from ..levels import find_levels
 from ..records import Run, Sample, Size
 from ..run_folder import read_run
-from .references import decode_picture
+from .reference_pictures import decode_picture
 
 INDEX = "cells.json"
 IN_TURN = ("entropy", "original", "resize")
