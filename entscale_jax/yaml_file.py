@@ -38,6 +38,13 @@ class Document:
 class PlainLoader(yaml.SafeLoader):
     """YAML 1.2's plain scalars: in 1.1 a size `0x40` would be the number 64, and a caption `no` would be false."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # PyYAML takes a tag such as `!!bool` at its word, and fails where the text is none.
+            raise yaml.constructor.ConstructorError(None, None, _misread(node), node.start_mark) from error
+
 
 PlainLoader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
@@ -51,14 +58,11 @@ for _tag, _pattern, _first in (
     PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
-def _whole_number(loader: PlainLoader, node: yaml.ScalarNode) -> int:
-    try:
-        return loader.construct_yaml_int(node)
-    except ValueError as error:  # Python reads no more than some thousand digits.
-        raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark) from error
-
-
-PlainLoader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+def _misread(node: yaml.Node) -> str:
+    text = node.value if isinstance(node, yaml.ScalarNode) else "this"
+    if text.lstrip("+-").isdecimal():  # Python reads no more than some thousand digits.
+        return "a number of too many digits"
+    return f"{text[:60]!r} is no !!{node.tag.rpartition(':')[2]}"
 
 
 def read_yaml(path: str | Path) -> Document:

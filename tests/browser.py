@@ -58,11 +58,21 @@ class Browser:
         self._attach()
 
     def _attach(self) -> None:
-        (target,) = [one for one in self.send("Target.getTargets")["targetInfos"] if one["type"] == "page"]
-        attached = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        attached = self.send("Target.attachToTarget", targetId=self._page(), flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
+
+    def _page(self) -> str:
+        """The target that is the page, which comes some time after the browser answers."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            pages = [one for one in self.send("Target.getTargets")["targetInfos"] if one["type"] == "page"]
+            if len(pages) == 1:
+                return pages[0]["targetId"]
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(pages)} pages and not one")
+            time.sleep(0.02)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The answer to a command of the protocol."""
@@ -208,6 +218,7 @@ class Browser:
 
     def picture(self, file: Path) -> Path:
         """What the screen shows, as a PNG file."""
+        self.paint()
         file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
         return file
 

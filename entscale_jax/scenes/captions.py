@@ -1,7 +1,8 @@
 """The captions that the built-in model is trained with, and the balanced sets that sweeps and evaluations draw."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
+from math import factorial
 
 import numpy as np
 
@@ -52,6 +53,12 @@ def balanced_captions(count: int, seed: int = 0) -> list[str]:
     """
     _check(count)
     return list(islice(_balanced(np.random.default_rng(seed)), count))
+
+
+def count_captions() -> int:
+    """How many captions differ of those that `balanced_captions` can draw."""
+    groups = chain.from_iterable(combinations(KINDS, number) for number in range(1, MAX_OBJECTS + 1))
+    return sum(factorial(len(group)) for group in groups if not is_held_out(group))
 
 
 def _balanced(rng: np.random.Generator) -> Iterator[str]:

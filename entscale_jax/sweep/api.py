@@ -28,8 +28,9 @@ from .prompts import resolve_prompts
 from .recorder import Recorder, bucket_name
 from .run_spec import check_same, describe_calibrated, dump_spec
 from .runner import Runner, Stop, WorkersGone
-from .spec import SpecError, SweepFile, SweepSpec, read_sweep
+from .spec import SpecError, SweepSpec
 from .store import Outcome, RunFolder
+from .sweep_file import SweepFile, read_sweep
 from .tables import is_compacted, write_tables
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
@@ -78,7 +79,7 @@ def run_sweep(
     """Draws all that is not drawn yet of the sweep in a YAML file.
 
     Args:
-        spec_path: the file; see `spec.read_sweep`.
+        spec_path: the file; see `sweep_file.read_sweep`.
         out: the run folder or its URI (s3:// or gs://), `runs/NAME` where it is None. A run that is there goes on.
         dry_run: only tell what would be drawn with `resume` and `retry_failed` as they are.
         resume: False draws everything again, and first removes the results of the same sweep in the run folder.

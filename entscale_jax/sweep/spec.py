@@ -1,13 +1,13 @@
-"""What a sweep's YAML may say, as typed objects; a mistake is named with file, line and the nearest right word."""
+"""What a sweep may say, as typed objects; a mistake is named with the nearest right word."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,7 +15,6 @@ from pydantic import (
     Field,
     PlainSerializer,
     Tag,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
@@ -26,8 +25,6 @@ from ..buckets import parse_size
 from ..errors import UserError
 from ..scales import ScaleRule, Scaling
 from ..train_entropy import TrainEntropy
-from ..yaml_file import Document, Place, read_yaml
-from .cluster.nodes import promised_nodes
 from .spec_paths import input_path
 
 _METHOD = ("rule", "multiplier", "train_entropy")
@@ -85,10 +82,21 @@ class Sampler(_Strict):
     guidance: float = Field(default=5.0, ge=0.0, allow_inf_nan=False)
 
 
-class ScenePrompts(_Strict):
-    """So many balanced captions of the built-in scenes; of one seed, a shorter set begins a longer one."""
+def _no_more_than_differ(count: int) -> int:
+    from ..scenes.captions import count_captions
 
-    scenes: int = Field(ge=1)
+    if count > (most := count_captions()):
+        raise UserError(f"{count} captions are asked for, and {most} differ: give that many or fewer")
+    return count
+
+
+class ScenePrompts(_Strict):
+    """So many balanced captions of the built-in scenes; of one seed, a shorter set begins a longer one.
+
+    At most as many as differ, 6,852. Some come more than once long before.
+    """
+
+    scenes: Annotated[int, Field(ge=1), AfterValidator(_no_more_than_differ)]
     seed: int = Field(default=0, ge=0)
 
 
@@ -171,7 +179,7 @@ def _prompts_kind(value: object) -> str:
     if isinstance(value, Mapping):
         return _described_kind([str(key) for key in value])
     if isinstance(value, BaseModel):
-        return next(kind for kind, model in _KEYS.items() if isinstance(value, model))  # pyright: ignore[reportReturnType]
+        return next(kind for kind, model in TABLES.items() if isinstance(value, model))  # pyright: ignore[reportReturnType]
     return "<file>" if isinstance(value, str) else "<list>"
 
 
@@ -371,108 +379,7 @@ class SweepSpec(_Strict):
         return self
 
 
-@dataclass(frozen=True)
-class SweepFile:
-    """A sweep and where it was read: paths in it are relative to the folder of its file."""
-
-    path: Path
-    spec: SweepSpec
-    weights: Mapping[str, str]
-    """Hashes of the models' weights that a run folder's own `spec.yaml` promises; empty elsewhere."""
-    train_entropy: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """E_T that the models shipped when a run folder's own `spec.yaml` was written; empty elsewhere."""
-    document: Document | None = None
-    """The file's text as values and lines; None for a sweep that was made in Python."""
-    place: Place = ()
-    """The keys that lead to the sweep in the document."""
-
-    @property
-    def folder(self) -> Path:
-        return self.path.resolve().parent
-
-    @property
-    def nodes(self) -> int:
-        """Nodes that the file's own cluster has at least."""
-        return 1 if self.document is None else promised_nodes(self.document.value)
-
-    def error(self, error: UserError, key: str = "") -> UserError:
-        """The same error with the file and the line of the key of the sweep that it is about."""
-        location: list[str | int] = [key]
-        if isinstance(error, SpecError):
-            items = list(getattr(self.spec, error.key))
-            location = [error.key, *([items.index(error.item)] if error.item in items else [])]
-        if self.document is None or not location[0]:
-            return error
-        if location[0] == "models" and "model" in self._written():
-            location = ["model"]
-        message = str(error).removeprefix(f"{location[0]}: ")
-        return self.document.error((*self.place, *location), f"{_dotted(location)}: {message}")
-
-    def error_at(self, place: Place, message: str) -> UserError:
-        """The user's error at a place in the file."""
-        return UserError(f"{self.path}: {message}") if self.document is None else self.document.error(place, message)
-
-    def _written(self) -> Mapping[str, Any]:
-        value: Any = self.document.value if self.document is not None else {}
-        for key in self.place:
-            value = value[key]
-        return value
-
-
-def read_sweep(path: str | Path) -> SweepFile:
-    """The sweep in a YAML file: under `metadata: sweep:` of a Ray cluster configuration, or under a bare `sweep:`.
-
-    Raises UserError, one line with file, line and remedy.
-    """
-    document = read_yaml(path)
-    place = _find_section(document)
-    section = document.value
-    for key in place:
-        section = section[key]
-    if not isinstance(section, Mapping):
-        raise document.error(place, f"{'.'.join(place)} holds no keys: see sweeps/aspect.yaml for an example")
-    try:
-        spec = SweepSpec.model_validate(section, context={"folder": document.path.resolve().parent})
-    except ValidationError as error:
-        raise _first_error(document, place, error) from error
-    return SweepFile(document.path, spec, _weights(document), _shipped(document), document, place)
-
-
-def _find_section(document: Document) -> tuple[str, ...]:
-    top = document.value
-    if not isinstance(top, Mapping):
-        raise document.error((), "the file holds no keys: write the sweep under `sweep:`")
-    metadata = top.get("metadata")
-    if isinstance(metadata, Mapping) and "sweep" in metadata:
-        return ("metadata", "sweep")
-    if isinstance(metadata, Mapping) or "cluster_name" in top:
-        place = ("metadata",) if "metadata" in top else ()
-        raise document.error(place, "no sweep in this cluster configuration: write it under `metadata: sweep:`")
-    for key in top:
-        if key not in ("sweep", *_OF_A_RUN):
-            raise document.error((key,), f"unknown key {key!r} at the top: {nearest(key, ('sweep', 'metadata'))}")
-    if "sweep" not in top:
-        raise document.error((), "no sweep in this file: write it under `sweep:`")
-    return ("sweep",)
-
-
-def _weights(document: Document) -> dict[str, str]:
-    weights = document.value.get("weights", {}) if "metadata" not in document.value else {}
-    if not isinstance(weights, Mapping) or not all(isinstance(value, str) for value in weights.values()):
-        raise document.error(("weights",), "weights is no table of model: hash, as a run folder's spec.yaml has it")
-    return {str(key): str(value) for key, value in weights.items()}
-
-
-def _shipped(document: Document) -> dict[str, dict[str, float]]:
-    models = document.value.get("train_entropy", {}) if "metadata" not in document.value else {}
-    if not isinstance(models, Mapping):
-        raise document.error(("train_entropy",), "train_entropy is no table of model: layers, as a run's spec.yaml has")
-    return {str(model): dict(TrainEntropy.of(layers).layers) for model, layers in models.items()}
-
-
-_OF_A_RUN = ("weights", "train_entropy", "undefined")
-"""What a run folder's spec.yaml has beside the sweep."""
-_KEYS: dict[str | int, type[BaseModel]] = {
+TABLES: dict[str | int, type[BaseModel]] = {
     "sampler": Sampler,
     "device": Device,
     "extractors": Extractors,
@@ -481,50 +388,4 @@ _KEYS: dict[str | int, type[BaseModel]] = {
     "<folder>": FolderPrompts,
     "<first>": SeedOfCaption,
 }
-
-
-def _first_error(document: Document, place: tuple[str, ...], error: ValidationError) -> UserError:
-    # A misspelt key makes two errors, the unknown key and the missing one: the unknown one says what to do.
-    found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")[0]
-    location: list[str | int] = list(found["loc"])
-    if location[:1] == ["models"] and (*place, "models") not in document.lines and (*place, "model") in document.lines:
-        location[:] = ["model"]
-    cause = found.get("ctx", {}).get("error")
-    if isinstance(cause, SpecError) and not location:
-        location[:] = [cause.key]
-    if found["type"] == "invalid_key":
-        location[-1] = str(found["input"])
-    name = _dotted(location) or _dotted(place)
-    return document.error((*place, *location), _explain(found, location, name))
-
-
-def _dotted(location: Sequence[str | int]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if not str(part).startswith("<")]
-    return "".join(parts).removeprefix(".")
-
-
-def _explain(found: Any, location: list[str | int], name: str) -> str:
-    kind = found["type"]
-    if kind == "extra_forbidden":
-        parent = _KEYS.get(location[-2], SweepSpec) if len(location) > 1 else SweepSpec
-        known = [*parent.model_fields, *(["model"] if parent is SweepSpec else [])]
-        return f"unknown key {str(location[-1])!r}: {nearest(location[-1], known)}"
-    if kind == "invalid_key":
-        return f"unknown key {found['input']!r}: a key is a word"
-    if kind == "missing":
-        return f"key {'model' if name == 'models' else name!r} is missing: add it"
-    if kind == "value_error":
-        told = str(found["ctx"]["error"])
-        return told if told.startswith(name) else f"{name}: {told}"
-    value = repr(found["input"])
-    shown = value if len(value) <= 60 else f"{value[:57]}..."
-    return f"{name} is {shown}: {_reason(found)}"
-
-
-def _reason(found: Any) -> str:
-    own = {
-        "tuple_type": "give a list, as in [a, b]",
-        "string_pattern_mismatch": "use letters, digits, dots, dashes and underscores",
-        "string_too_short": "give a text that is not empty",
-    }
-    return own.get(found["type"], f"it should be {found['msg'].removeprefix('Input should be ')}")
+"""Key, or kind of prompts and seeds -> the table that may stand there."""

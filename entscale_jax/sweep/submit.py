@@ -29,8 +29,8 @@ from .cluster.nodes import promised_nodes
 from .cluster.ray_environment import prepare_token
 from .prompts import resolve_prompts
 from .run_spec import SpecDumper, check_same
-from .spec import SweepFile, read_sweep
 from .storage.places import is_uri, open_files
+from .sweep_file import SweepFile, read_sweep
 
 JOBS = "http://127.0.0.1:8265"
 """Where the head node takes jobs, as seen from itself."""

@@ -14,7 +14,7 @@ from entscale_jax import cli
 from entscale_jax.baselines import Upscale
 from entscale_jax.errors import UserError
 from entscale_jax.reports.sheets.figures_document import SHEETS, main, write_figures
-from entscale_jax.sweep.spec import read_sweep
+from entscale_jax.sweep.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "figures.md"

@@ -1,5 +1,7 @@
 """The rating page in a browser: by keyboard, by touch, resumed, with markup in captions, with a server that is gone."""
 
+import json
+
 import pytest
 from rating_host import serving
 from synthetic_run import SyntheticRun
@@ -11,6 +13,7 @@ QUOTES = "\"' onload='x' & '</script>'"
 READY = "!document.getElementById('scores').disabled"
 CAPTION = "document.getElementById('caption').textContent"
 DONE = "document.getElementById('bar').value"
+PROGRESS = "document.getElementById('progress').textContent"
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_back_shows_the_score_and_another_one_replaces_it(browser, folder):
         browser.press("ArrowLeft")
         browser.wait_for(f"{READY} && document.querySelector('[aria-pressed=true]')?.value === '3'")
         browser.press("8")
-        browser.wait_for(f"{READY} && document.getElementById('progress').textContent.startsWith('Picture 2')")
+        browser.wait_for(f"{READY} && {PROGRESS}.startsWith('Picture 2')")
         assert scores(folder) == [3, 8]
         assert browser.run(DONE) == 1
 
@@ -70,16 +73,35 @@ def test_it_goes_on_after_the_page_was_closed(browser, folder):
         press(browser, "9", 2)
         browser.open(server.address + "?rater=ann")
         browser.wait_for(READY)
-        assert browser.run("document.getElementById('progress').textContent") == "Picture 3 of 8, 2 rated"
+        assert browser.run(PROGRESS) == "Picture 3 of 8, 2 rated"
 
 
 def test_two_presses_at_once_are_one_answer(browser, folder):
     with serving(folder) as server:
         begin(browser, server)
-        browser.press("4")
-        browser.press("4")
+        press_now = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '4', bubbles: true}))"
+        browser.run(f"{press_now}; {press_now}")
         browser.wait_for(f"{DONE} === 1 && {READY}")
+        assert answers_sent(browser) == 1
         assert scores(folder) == [4]
+
+
+def test_a_second_press_as_the_next_picture_appears_is_none(browser, folder):
+    with serving(folder) as server:
+        begin(browser, server)
+        browser.run("window.setTimeout = (open) => { window.settled = open; }; 0")
+        browser.press("4")
+        browser.wait_for(f"{DONE} === 1 && window.settled !== undefined")
+        browser.press("4")
+        browser.run("window.settled()")
+        browser.wait_for(READY)
+        assert answers_sent(browser) == 1
+        assert scores(folder) == [4]
+
+
+def answers_sent(browser):
+    browser.listen()
+    return sum(url.endswith("/answer") for url in browser.requests)
 
 
 def test_on_a_phone_all_is_in_reach_of_a_finger(browser, folder):
@@ -149,5 +171,6 @@ def _skip_until_ready(browser):
         browser.wait_for(f"{READY} || !document.getElementById('skip').hidden")
         if browser.run(READY):
             return
+        before = browser.run(PROGRESS)
         browser.click("#skip")
-        browser.paint()
+        browser.wait_for(f"{PROGRESS} !== {json.dumps(before)}")

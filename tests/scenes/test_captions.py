@@ -7,7 +7,7 @@ import pytest
 
 from entscale_jax.errors import UserError
 from entscale_jax.metrics.captions import KINDS, Kind, parse_caption, radii, write_caption
-from entscale_jax.scenes.captions import balanced_captions, held_out_captions, sample_captions
+from entscale_jax.scenes.captions import balanced_captions, count_captions, held_out_captions, sample_captions
 
 EXAMPLES = {
     "a red circle": (Kind("red", "circle"),),
@@ -165,6 +165,14 @@ def test_first_eight_are_a_fair_mix():
 def test_balanced_captions_name_every_kind_equally_often():
     kinds = Counter(kind for caption in balanced_captions(192) for kind in parse_caption(caption))
     assert set(kinds.values()) == {48 * 10 // 12}
+
+
+def test_so_many_captions_differ():
+    # Each of 12 kinds shuts out itself and the one that it is held out with.
+    assert count_captions() == 12 + 12 * 10 + 12 * 10 * 8 + 12 * 10 * 8 * 6
+    drawn = balanced_captions(4 * 12 * 100)
+    assert {caption for caption in drawn if len(parse_caption(caption)) == 1} == {str(kind) for kind in KINDS}
+    assert len({caption for caption in drawn if len(parse_caption(caption)) == 2}) == 12 * 10
 
 
 def test_balanced_captions_are_quarters_fixed_and_begin_alike():

@@ -99,16 +99,29 @@ with jax.numpy_dtype_promotion("standard"):
 def start(body: str, devices: int = 1) -> subprocess.Popen:
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     code = _TRAINING.format(tests=str(Path(__file__).parent), body=body)
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes)
 
 
 LONG = replace(STAGE, steps=600)
 
 
+def telling(most: int):
+    """Says what a run says, and after `most` lines of steps waits, so that no run ends before it is killed."""
+    told = itertools.count(1)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if "/600" in line and next(told) == most:
+            sys.stdin.read()
+
+    return say
+
+
 def test_a_run_killed_at_any_moment_goes_on(tmp_path):
     """Killed twice, by SIGKILL, while it saves at every third step."""
     whole, _ = run(tmp_path / "whole", stage=LONG, upkeep=Upkeep(log_every=1000))
-    settings = "stage=LONG, upkeep=Upkeep(save_steps=3, log_every=10), say=lambda line: print(line, flush=True)"
+    settings = "stage=LONG, upkeep=Upkeep(save_steps=3, log_every=10), say=telling(20)"
     body = f"run(Path({str(tmp_path / 'parts')!r}), {settings})"
     for after in (4, 7):
         process = start(body)

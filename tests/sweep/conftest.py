@@ -47,7 +47,7 @@ def s3_server():
 
     server = Server()
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture

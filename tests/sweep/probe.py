@@ -36,14 +36,16 @@ def main(specs):
     prepare_local()
     import probe
 
-    from entscale_jax.sweep.cluster.ray_executor import RayExecutor
+    from entscale_jax.sweep.cluster import ray_executor
     from entscale_jax.sweep.spec import SweepSpec
 
+    # All are to be told of, however late they are.
+    ray_executor.OTHERS_SECONDS = 400.0
     ray.init("local", num_cpus=2, num_gpus=2, resources={"TPU": 4}, include_dashboard=False, log_to_driver=False)
     found = []
     for changes in json.loads(specs):
         keys = {"name": "a", "models": ["m"], "sizes": ["8x8"], "methods": ["entropy"], "prompts": ["a"]}
-        executor = RayExecutor(SweepSpec.model_validate({**keys, **changes}), {}, None, worker=probe.Probe)
+        executor = ray_executor.RayExecutor(SweepSpec.model_validate({**keys, **changes}), {}, None, worker=probe.Probe)
         executor.start()
         found.append(executor.devices())
         executor.close()

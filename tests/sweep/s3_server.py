@@ -2,9 +2,12 @@
 
 import logging
 import os
+import socket
 
+import pytest
 from moto.server import ThreadedMotoServer
 from sweep_fakes import FakeExecutor
+from werkzeug.serving import BaseWSGIServer
 
 from entscale_jax.sweep.cell_writer import store_result
 from entscale_jax.sweep.executor import Failed, Failure, Finished
@@ -24,10 +27,13 @@ class Server:
     """A server whose objects outlive that it is away, at the same port."""
 
     def __init__(self):
-        self._server = self._start(0)
-        self.host, self.port = self._server.get_host_and_port()
+        # Bound and not listening, it refuses who calls while the server is away, and lets nobody else have the port.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.host, self.port = self._place.getsockname()
         self.requests: list[tuple[str, str]] = []
-        self._count()
+        self.start_again()
 
     @property
     def url(self):
@@ -39,14 +45,16 @@ class Server:
         # Otherwise the kernel goes on taking connections that nobody answers.
         server.server_close()
 
-    def start_again(self):
-        self._server = self._start(self.port)
-        self._count()
+    def close(self):
+        self.stop()
+        self._place.close()
 
-    def _start(self, port):
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-        server.start()
-        return server
+    def start_again(self):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(BaseWSGIServer, "allow_reuse_port", True, raising=False)
+            self._server = ThreadedMotoServer(ip_address=self.host, port=self.port, verbose=False)
+            self._server.start()
+        self._count()
 
     def _count(self):
         inner = self._server._server.app

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from entscale_jax.sweep.cluster.nodes import promised_nodes
-from entscale_jax.sweep.spec import read_sweep
 from entscale_jax.sweep.submit import Way, choose_way
+from entscale_jax.sweep.sweep_file import read_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 CLUSTERS = SWEEPS / "clusters"

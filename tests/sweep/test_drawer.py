@@ -1,4 +1,4 @@
-import time
+from types import SimpleNamespace
 
 import pytest
 from sweep_fakes import FakeCounter, FakeInfo, FakePipe, small_plan
@@ -59,18 +59,23 @@ def test_the_layers_of_a_model_are_looked_up_once():
     assert tokens == {"down/attn1": 256, "mid/attn1": 16}
 
 
-def test_seconds_are_those_of_drawing_shared_by_the_stored_images():
+def test_seconds_are_those_of_drawing_shared_by_the_stored_images(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("entscale_jax.sweep.drawer.time", SimpleNamespace(perf_counter=lambda: now))
+
     class SlowPipe(FakePipe):
         def compile(self, **keywords):
-            time.sleep(0.3)
+            nonlocal now
+            now += 16.0
 
         def __call__(self, prompts, **keywords):
-            time.sleep(0.06)
+            nonlocal now
+            now += 3.0
             return super().__call__(prompts, **keywords)
 
     result = _drawer(SlowPipe()).draw(_tasks()[2])
-    assert 0.06 <= result.steady_seconds < 0.3
-    assert [drawn.columns["seconds"] for drawn in result.drawn] == [result.steady_seconds / 2] * 2
+    assert result.steady_seconds == 3.0
+    assert [drawn.columns["seconds"] for drawn in result.drawn] == [1.5] * 2
 
 
 def test_compiling_within_a_call_is_taken_off_its_seconds():

@@ -1,10 +1,12 @@
 """The event log: whole lines whatever happens, and the numbers, lines and status that are told from it."""
 
 import io
+import itertools
 import json
 import os
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -31,11 +33,25 @@ def log(run):
 
 
 @pytest.fixture
+def ticking(monkeypatch):
+    """A clock of events that goes on by a second each time it is looked at, and is never set back."""
+    seconds = itertools.count()
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 1, 1, tzinfo=tz) + timedelta(seconds=next(seconds))
+
+    monkeypatch.setattr(events, "datetime", Clock)
+
+
+@pytest.fixture
 def run(sweep, tmp_path):
     assert sweep(FakeExecutor(2)) == 0
     return tmp_path / "run"
 
 
+@pytest.mark.usefixtures("ticking")
 def test_a_run_is_told_whole(run):
     told = log(run)
     kinds = [event["event"] for event in told]

@@ -209,9 +209,10 @@ def test_while_a_preempted_worker_is_away_the_others_draw(sweep, tmp_path, undis
 
 
 def test_where_no_worker_comes_back_the_run_ends_and_keeps_what_it_has(sweep, tmp_path, undisturbed, monkeypatch):
-    monkeypatch.setattr("entscale_jax.sweep.runner.GONE_SECONDS", 0.02)
-    with pytest.raises(UserError, match=r"none came back within 0 s; the last one died of: killed\. What is"):
-        sweep(FakeExecutor(fault=Once("node", 3), late=10**9))
+    with monkeypatch.context() as patch:
+        patch.setattr("entscale_jax.sweep.runner.GONE_SECONDS", 0.02)
+        with pytest.raises(UserError, match=r"none came back within 0 s; the last one died of: killed\. What is"):
+            sweep(FakeExecutor(fault=Once("node", 3), late=10**9))
     rest = FakeExecutor(fault=Once("node", 3), late=2)
     assert sweep(rest) == 0
     assert len(rest.log) == 18 - 3 + 1

@@ -1,7 +1,6 @@
 """Runs at gs://, against a server of Google's storage API of this process; `test_cloud_store` has the faults."""
 
 import contextlib
-import socket
 from http import HTTPStatus
 
 import pytest
@@ -21,17 +20,15 @@ def bucket(monkeypatch):
     """A new bucket that this process's gs:// leads to: its URI."""
     from gcp_storage_emulator import server
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     # It answers one call at a time, so the others have to be let wait.
     monkeypatch.setattr(server.server.HTTPServer, "request_queue_size", 128)
     for _, handlers in server.HANDLERS:
         if handlers.get("POST") is server.objects.insert:
             monkeypatch.setitem(handlers, "POST", _conditional(server.objects.insert))
-    running = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="runs")
+    running = server.create_server("127.0.0.1", 0, in_memory=True, default_bucket="runs")
     running.start()
+    port = running._api._httpd.server_port
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
     yield f"gs://runs/{port}"
     running.stop()
 

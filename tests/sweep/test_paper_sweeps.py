@@ -6,7 +6,7 @@ import pytest
 
 from entscale_jax.reports.paper.published import published
 from entscale_jax.reports.records import Size
-from entscale_jax.sweep.spec import read_sweep
+from entscale_jax.sweep.sweep_file import read_sweep
 
 FOLDER = Path(__file__).parents[2] / "sweeps" / "paper"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -29,6 +29,12 @@ def test_scenes_of_one_seed_begin_each_other_and_of_another_do_not(tmp_path):
     )
 
 
+def test_no_more_scenes_are_asked_for_than_there_are():
+    _spec({"scenes": 6852})
+    with pytest.raises(ValueError, match="6853 captions are asked for, and 6852 differ: give that many or fewer"):
+        _spec({"scenes": 6853})
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_study_of_any_seed_has_its_captions(tmp_path, seed):
     assert len(resolve_prompts(_spec({"scenes": 512, "seed": seed}), tmp_path)) == 512

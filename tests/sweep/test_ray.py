@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from storm import BEGUN, GATE, PLACE
 from tiny_model import write_tiny_model
 
 from entscale_jax.sweep import plan_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
-SCRIPT = Path(__file__).parents[2] / "sweeps" / "run.py"
+HERE = Path(__file__).parent
+SCRIPT = HERE.parents[1] / "sweeps" / "run.py"
+GATED = HERE / "gated_sweep.py"
 SECONDS = 900
 """Each run takes some 20 s on two idle cores; the limit is for busy ones."""
 SPEC = """\
@@ -37,14 +40,14 @@ CELLS = 2 * 2 * 8 * 3
 class Run:
     """A sweep as a command, in a process group of its own."""
 
-    def __init__(self, folder, name):
+    def __init__(self, folder, name, script=SCRIPT):
         self.out = folder / name
         self.log = folder / f"{name}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "JAX_"))}
         self.environment = {**environment, "JAX_COMPILATION_CACHE_DIR": str(folder / "xla")}
         self.command = [
             sys.executable,
-            str(SCRIPT),
+            str(script),
             str(folder / "s.yaml"),
             "--out",
             str(self.out),
@@ -72,13 +75,13 @@ class Run:
         return len(list((self.out / "rows").glob("*.json")))
 
     def wait_for_rows(self, count):
-        """Waits until so many rows are there, and checks that it is not all of them."""
+        """Waits until so many rows are there; a gated run then holds what it has in hand."""
         deadline = time.monotonic() + SECONDS
         while self.rows() < count:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.01)
-        assert self.rows() < CELLS, "the run was over before it could be disturbed"
+        assert self.rows() < CELLS
 
     def keep(self):
         rows = [path for path in (self.out / "rows").glob("*.json") if path.stem not in self.lost]
@@ -109,6 +112,31 @@ class Run:
         return json.loads((self.out / "programs.json").read_text())["workers"]
 
 
+class Gated(Run):
+    """One whose workers hold what they have in hand from some number of rows on, until the next is set."""
+
+    def __init__(self, folder, name):
+        super().__init__(folder, name, GATED)
+        self.gate = folder / "gate.txt"
+        self.environment |= {
+            BEGUN: str(folder / "begun.jsonl"),
+            GATE: str(self.gate),
+            PLACE: str(self.out),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+        }
+
+    def set_gate(self, rows):
+        new = self.gate.with_suffix(".new")
+        new.write_text(str(rows))
+        new.replace(self.gate)
+
+    def wait_for_more(self, rows):
+        """Lets so many more rows through and waits for them."""
+        count = self.rows() + rows
+        self.set_gate(count)
+        self.wait_for_rows(count)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ray")
@@ -131,20 +159,22 @@ def undisturbed(folder):
 @pytest.fixture(scope="module")
 def disturbed(folder, undisturbed):
     """Its worker is killed, then its driver, a row and an image are lost, Ctrl-C is pressed; then it may finish."""
-    run = Run(folder, "disturbed")
+    run = Gated(folder, "disturbed")
     try:
+        run.set_gate(10)
         run.start()
         run.wait_for_rows(10)
         killed = run.worker()
         os.kill(killed, signal.SIGKILL)
-        run.wait_for_rows(run.rows() + 16)
+        run.wait_for_more(16)
         run.process.kill()
         run.process.wait()
         run.lose()
         run.keep()
         run.start()
-        run.wait_for_rows(run.rows() + 16)
+        run.wait_for_more(16)
         os.killpg(run.process.pid, signal.SIGINT)
+        run.set_gate(CELLS)
         assert run.process.wait(SECONDS) == 130, run.log.read_text()
         run.keep()
         run.start()
@@ -189,9 +219,13 @@ def test_every_program_is_made_ready_once_a_worker_and_read_from_the_cache_by_th
         assert not any(count["compiled"] for count in [*worker["programs"].values(), *worker["other"].values()])
 
 
-def test_the_finished_run_given_again_draws_nothing_at_once(undisturbed):
-    start = time.monotonic()
+def test_the_finished_run_given_again_starts_no_worker(undisturbed):
+    log, events = undisturbed.log, undisturbed.out / "events.jsonl"
+    told, before = events.read_bytes(), len(log.read_text())
+    assert "starting workers" in log.read_text()
     undisturbed.start()
     undisturbed.finish()
-    assert time.monotonic() - start < 20
-    assert "drawing nothing" in undisturbed.log.read_text().splitlines()[-2]
+    again = log.read_text()[before:]
+    assert "drawing nothing" in again.splitlines()[-2]
+    assert "starting workers" not in again
+    assert events.read_bytes() == told

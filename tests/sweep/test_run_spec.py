@@ -5,7 +5,8 @@ from sweep_fakes import FakeInfo
 from entscale_jax.errors import UserError
 from entscale_jax.sweep.plan import make_plan
 from entscale_jax.sweep.run_spec import check_same, describe_calibrated, dump_spec
-from entscale_jax.sweep.spec import SweepSpec, read_sweep
+from entscale_jax.sweep.spec import SweepSpec
+from entscale_jax.sweep.sweep_file import read_sweep
 from entscale_jax.train_entropy import TrainEntropy
 
 AWKWARD = ("no", "on", "1e3", "010", "0x40", "1:30", "null", "~", "- a", "a: b", "#", "'", '"', "grün\nund blau", "3")

@@ -8,7 +8,8 @@ from sweep_fakes import SPEC
 from entscale_jax.errors import UserError
 from entscale_jax.sampling import SAMPLERS
 from entscale_jax.scales import ScaleRule, Scaling
-from entscale_jax.sweep.spec import Device, Metric, ParquetPrompts, ScenePrompts, SeedOfCaption, Sharding, read_sweep
+from entscale_jax.sweep.spec import Device, Metric, ParquetPrompts, ScenePrompts, SeedOfCaption, Sharding
+from entscale_jax.sweep.sweep_file import read_sweep
 
 GOOD = """\
 sweep:

@@ -24,8 +24,8 @@ from entscale_jax.sweep.cluster.nodes import promised_nodes
 from entscale_jax.sweep.cluster.ray_environment import prepare_token
 from entscale_jax.sweep.events import NAME, EventLog, make_event
 from entscale_jax.sweep.script import run_folder
-from entscale_jax.sweep.spec import read_sweep
 from entscale_jax.sweep.submit import Submission, Way, choose_way, portable_spec, submit
+from entscale_jax.sweep.sweep_file import read_sweep
 
 LOCAL = {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []}
 

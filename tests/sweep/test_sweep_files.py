@@ -15,7 +15,7 @@ from entscale_jax.scenes.captions import balanced_captions
 from entscale_jax.scenes.recipe import Recipe
 from entscale_jax.sweep.plan import make_plan
 from entscale_jax.sweep.prompts import resolve_prompts
-from entscale_jax.sweep.spec import read_sweep
+from entscale_jax.sweep.sweep_file import read_sweep
 from entscale_jax.weights.folder import describe
 
 TRAIN_SIZE, FACTOR, LEVELS = 128, Recipe().autoencoder.factor, Recipe().unet.levels
