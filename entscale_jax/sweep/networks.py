@@ -1,7 +1,8 @@
 """Looks at the networks that metrics need before anything is drawn, as workers load them at their first picture."""
 
 from ..errors import UserError
-from .spec import EXTRACTOR_OF, SweepFile
+from .spec import EXTRACTOR_OF
+from .sweep_file import SweepFile
 
 
 def check_networks(file: SweepFile) -> None:
