@@ -272,6 +272,7 @@ def test_commands_that_only_look_run(place, use, smallest, monkeypatch, capsys):
 
 @pytest.mark.full
 @pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # Of JAX, where a test before this one has started it.
 @pytest.mark.parametrize("name", ["docs/howto-checkpoint.md", "docs/howto-study.md"])
 def test_the_commands_of_a_how_to_run_in_their_order(name, place, monkeypatch):
     save_sweep(place)
