@@ -219,7 +219,8 @@ def _code_on_head(config: str, name: str, job: str, folder: Path, call: Call) ->
     ask = shlex.join(ask_code("python", JOBS, job))
     if call(ray("exec", config, f"{ask}; echo $? > {remote}")) or call(ray("rsync-down", config, remote, str(here))):
         return 1
-    return int(here.read_text(encoding="utf-8"))
+    told = here.read_text(encoding="utf-8").strip()
+    return int(told) if told.isdecimal() else 1
 
 
 def _bring_home(config: str, out: str, home: Path, folder: Path, console: Console, call: Call) -> None:

@@ -18,6 +18,7 @@ from sweep_fakes import SPEC
 
 from entscale_jax.errors import UserError
 from entscale_jax.sweep import script
+from entscale_jax.sweep import submit as submit_module
 from entscale_jax.sweep.api import run_sweep
 from entscale_jax.sweep.cluster import job_code
 from entscale_jax.sweep.cluster.nodes import promised_nodes
@@ -209,6 +210,16 @@ VERSION = {"version": "4", "ray_version": "2", "ray_commit": "", "session_name":
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("told", "code"), [("2\n", 2), ("", 1), ("a full disk", 1)])
+def test_a_head_whose_file_tells_no_code(tmp_path, told, code):
+    def call(command):
+        if "rsync-down" in command:
+            Path(command[-1]).write_text(told)
+        return 0
+
+    assert submit_module._code_on_head("cluster.yaml", "aspect", "job", tmp_path, call) == code
+
+
 @pytest.mark.parametrize(("driver", "code"), [(0, 0), (1, 1), (2, 2), (130, 130), (-9, 137), (None, 1)])
 def test_a_jobs_code_is_that_of_its_driver(jobs, driver, code):
     jobs.code = driver
